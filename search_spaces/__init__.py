@@ -1,0 +1,1 @@
+"""What to try: one module an experiment, each with `tiny()`, and most with `cpu()` and `paper()`."""

@@ -1,0 +1,79 @@
+"""A search space: which experiment, which parameters, which objectives, under which constraints."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+if TYPE_CHECKING:
+    import optuna
+
+_CONSTRAINT = re.compile(r"\s*(\w+)\s*(>=|<=)\s*(\S+)\s*")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StudySpace:
+    """What a study searches. Immutable; a variant is `dataclasses.replace(space, ...)`.
+
+    Attributes:
+        experiment: a name of `trainables.registry.EXPERIMENTS`, or `module:Class`.
+        suggest: define-by-run: draws parameters from an Optuna trial and returns the keyword arguments of the
+            experiment's Config.
+        objectives: names of metrics that have a goal; each is minimised or maximised as its metric says.
+        constraints: `"metric >= number"` or `"metric <= number"`; a trial that breaks one is infeasible and on no front.
+        log_scale: objectives that pictures show on a logarithmic axis.
+        color_by: the parameter or metric that colours trials in pictures.
+        num_trials: how many trials a study makes unless told otherwise.
+        num_cpus, num_gpus: what one trial needs; fractions share a device.
+    """
+
+    experiment: str
+    suggest: Callable[["optuna.Trial"], Mapping[str, Any]]
+    objectives: tuple[str, ...]
+    constraints: tuple[str, ...] = ()
+    log_scale: tuple[str, ...] = ()
+    color_by: str | None = None
+    num_trials: int = 20
+    num_cpus: float = 1
+    num_gpus: float = 0
+
+    def __post_init__(self) -> None:
+        if not self.objectives:
+            raise ValueError("a space must have at least one objective, but got none; name a metric of its experiment")
+        for text in self.constraints:
+            Constraint.parse(text)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Constraint:
+    """A bound on a metric's last value."""
+
+    metric: str
+    relation: Literal[">=", "<="]
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `"metric >= number"`.
+
+        Raises:
+            ValueError: if the text has another form.
+        """
+        match = _CONSTRAINT.fullmatch(text)
+        try:
+            if match is None:
+                raise ValueError
+            return cls(match[1], ">=" if match[2] == ">=" else "<=", float(match[3]))
+        except ValueError:
+            raise ValueError(
+                f"a constraint must read 'metric >= number' or 'metric <= number', but got {text!r}; "
+                "for example 'fraction_converged >= 0.5'"
+            ) from None
+
+    def violation(self, metrics: Mapping[str, float]) -> float:
+        """How far the bound is missed: at most 0 where it holds, as Optuna counts constraints."""
+        value = metrics[self.metric]
+        return self.bound - value if self.relation == ">=" else value - self.bound
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.relation} {self.bound:g}"

@@ -1,0 +1,24 @@
+"""Launch distributed hyperparameter studies, resume them, and ask them for Pareto fronts.
+
+    from study import launch, open_study
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from study.run import launch as launch
+    from study.run import resume as resume
+    from study.query import open_study as open_study
+
+__all__ = ["launch", "open_study", "resume"]
+_HOMES = {"launch": "study.run", "resume": "study.run", "open_study": "study.query"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a function's module when it is first asked for: `study --help` must load neither Ray nor MLflow."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'study' has no attribute {name!r}")
+    import importlib
+
+    found = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return found

@@ -1,0 +1,112 @@
+"""Raise Ray, or join a cluster, without a word on the user's terminal. Imports Ray only when called."""
+
+import importlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from study.errors import UserError
+
+_CONNECT_SECONDS = 5.0
+_RESOURCES_KEPT_SECONDS = 5.0
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry unless asked for
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_SCHEDULER_EVENTS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours stops gracefully
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # Tune's snapshots hold no truth of ours
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "1000000",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "60",
+}
+
+
+def check_address(address: str) -> None:
+    """Find out quickly whether there is anything to connect to.
+
+    Raises:
+        UserError: if the address has another form, or nothing answers there.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise UserError(
+            f"a cluster's address must be host:port of its head, or auto, but got {address!r}; "
+            "run `study launch` on a node of the cluster with --address auto"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"a Ray cluster must answer at --address, but {address} does not ({error}); start one with "
+            "`ray start --head`, or leave --address out to run on this machine"
+        ) from error
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """Hold a connection to a cluster, or raise an embedded one on this machine.
+
+    Raises:
+        UserError: if the cluster does not take us.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    ray = importlib.import_module("ray")
+    options: dict[str, Any] = {"include_dashboard": False} if address is None else {"address": address}
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    except Exception as error:
+        if address is None:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"a Ray cluster must let us in, but {address} does not ({reason}); if it uses tokens, set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN as its nodes have them"
+        ) from error
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def concurrency(num_cpus: float, num_gpus: float, limit: int | None) -> Callable[[], int]:
+    """How many trials fit the cluster at once: counted anew every few seconds, since a cluster may grow.
+
+    Raises:
+        UserError: if not even one trial fits.
+    """
+    import ray
+
+    def count() -> int:
+        resources = ray.cluster_resources()
+        shares = [resources.get(kind, 0.0) / need for kind, need in (("CPU", num_cpus), ("GPU", num_gpus)) if need > 0]
+        return int(min(shares, default=1.0) + 1e-9)
+
+    if count() < 1:
+        has = ray.cluster_resources()
+        raise UserError(
+            f"a trial must fit the cluster, but it needs {num_cpus:g} CPUs and {num_gpus:g} GPUs and there are "
+            f"{has.get('CPU', 0):g} and {has.get('GPU', 0):g}; lower --cpus-per-trial or --gpus-per-trial"
+        )
+    known, until = count(), time.monotonic() + _RESOURCES_KEPT_SECONDS
+
+    def allowed() -> int:
+        nonlocal known, until
+        if time.monotonic() > until:
+            known, until = max(1, count()), time.monotonic() + _RESOURCES_KEPT_SECONDS
+        return known if limit is None else min(known, limit)
+
+    return allowed

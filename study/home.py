@@ -1,0 +1,184 @@
+"""Where studies live on this machine: `$STUDY_HOME`, one folder a study, one MLflow store for all.
+
+    $STUDY_HOME/mlflow.db            MLflow's store, unless another is named
+    $STUDY_HOME/mlartifacts/         its artifacts
+    $STUDY_HOME/studies/NAME/        spec.json, optuna.db, outbox.db, lock, writer.log
+    $STUDY_HOME/storage/NAME/        checkpoints, models and logs of the trials, unless --storage says otherwise
+"""
+
+import fcntl
+import json
+import os
+import re
+import socket
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from study.errors import UserError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+_NETWORK_FILESYSTEMS = {
+    "nfs", "nfs4", "lustre", "cifs", "smb3", "smbfs", "gpfs", "beegfs", "afs", "ceph", "glusterfs", "fuse.sshfs",
+    "fuse.glusterfs", "fuse.ceph", "pvfs2", "orangefs", "panfs", "wekafs", "9p",
+}  # fmt: skip
+
+
+def check_name(name: str) -> str:
+    """Return the name of a study if it may become a path and an MLflow experiment.
+
+    Raises:
+        UserError: if it may not.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            "a study's name must be 1 to 80 letters, digits, '.', '_' and '-', beginning with a letter or digit, "
+            f"but got {name!r}; try {re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-._')[:80] or 'my-study'!r}"
+        )
+    return name
+
+
+class Home:
+    """A study home.
+
+    Args:
+        path: the folder; None for `$STUDY_HOME`, or `narrow-studies` in the user's home.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        chosen = path or os.environ.get("STUDY_HOME") or Path.home() / "narrow-studies"
+        self.path = Path(chosen).expanduser().absolute()
+
+    @property
+    def tracking_uri(self) -> str:
+        return f"sqlite:///{self.path / 'mlflow.db'}"
+
+    def study(self, name: str) -> "StudyFolder":
+        """The folder of a study, which need not exist."""
+        return StudyFolder(self, check_name(name))
+
+    def studies(self) -> list["StudyFolder"]:
+        """Every study that was launched from this home, by name."""
+        folders = sorted((self.path / "studies").glob("*/spec.json"))
+        return [StudyFolder(self, folder.parent.name) for folder in folders]
+
+    def prepare(self) -> None:
+        """Make the home and its MLflow database ready for one writer and many readers.
+
+        Raises:
+            UserError: if the home cannot be written, or is on a network file system.
+        """
+        refuse_network_filesystem(self.path)
+        try:
+            (self.path / "studies").mkdir(parents=True, exist_ok=True)
+            make_wal(self.path / "mlflow.db")
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(
+                f"the study home must be a folder that can be written, but {self.path} is not ({error}); "
+                "set STUDY_HOME to one that is"
+            ) from error
+
+
+class StudyFolder:
+    """The driver's files of one study."""
+
+    def __init__(self, home: Home, name: str) -> None:
+        self.home = home
+        self.name = name
+        self.path = home.path / "studies" / name
+        self.spec_file = self.path / "spec.json"
+        self.optuna_file = self.path / "optuna.db"
+        self.outbox_file = self.path / "outbox.db"
+        self.writer_log = self.path / "writer.log"
+        self._lock_file = self.path / "lock"
+
+    def exists(self) -> bool:
+        return self.spec_file.is_file()
+
+    def require(self) -> "StudyFolder":
+        """Return itself.
+
+        Raises:
+            UserError: if no such study was launched from this home.
+        """
+        if not self.exists():
+            known = ", ".join(study.name for study in self.home.studies()) or "none yet"
+            raise UserError(
+                f"a study must have been launched from {self.home.path}, but there is no {self.name!r} (there: {known}); "
+                "see `study list`, or set STUDY_HOME"
+            )
+        return self
+
+    @contextmanager
+    def lease(self) -> Iterator[None]:
+        """Hold the study for this process; the kernel frees it when the process dies, however it dies.
+
+        Raises:
+            UserError: naming the process that holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._lock_file.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = self.holder() or {"host": "unknown", "pid": "unknown"}
+                raise UserError(
+                    f"a study must be run by one process at a time, but {self.name!r} is being run by process "
+                    f"{holder['pid']} on {holder['host']}; wait for it, or stop it with Ctrl-C there"
+                ) from None
+            file.truncate(0)
+            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
+    def holder(self) -> dict[str, str | int] | None:
+        """Host and process that run the study now, or None if nobody does."""
+        try:
+            with self._lock_file.open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    held: dict[str, str | int] = json.loads(file.read() or '{"host": "unknown", "pid": "unknown"}')
+                    return held
+        except FileNotFoundError:
+            pass
+        return None
+
+
+def make_wal(database: Path) -> None:
+    """Put an SQLite database in write-ahead mode, which stays with the file: readers never block the writer."""
+    with sqlite3.connect(database, timeout=30) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+    connection.close()
+
+
+def refuse_network_filesystem(path: Path, mounts: Path = Path("/proc/mounts")) -> None:
+    """SQLite's write-ahead log needs shared memory, which network file systems lack: it would be corrupted there.
+
+    Raises:
+        UserError: if the path is on one.
+    """
+    kind = filesystem_of(path, mounts)
+    if kind in _NETWORK_FILESYSTEMS:
+        raise UserError(
+            f"the study home must be on a local disk, since it holds SQLite databases, but {path} is on {kind}; set STUDY_HOME "
+            "to a local folder, and name the shared one with --storage and a server with --tracking-uri"
+        )
+
+
+def filesystem_of(path: Path, mounts: Path = Path("/proc/mounts")) -> str | None:
+    """Type of the file system that holds a path, as the kernel names it; None where the kernel does not say."""
+    if not mounts.exists():
+        return None
+    path = path.expanduser().resolve()
+    found, depth = None, -1
+    for line in mounts.read_text().splitlines():
+        _, mount_point, kind, *_ = line.split()
+        point = Path(mount_point.replace("\\040", " "))
+        if path.is_relative_to(point) and len(point.parts) >= depth:
+            found, depth = kind, len(point.parts)
+    return found

@@ -1,0 +1,156 @@
+"""Find out what a search space does by running it on fixed draws: its parameters, its configs, its mistakes.
+
+A space is code, so its identity is what it does and not how it is written: a comment changes nothing, a changed range or
+a changed default changes the hash.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from search_spaces.space import Constraint, StudySpace
+from study.errors import UserError
+from trainables.registry import load_experiment
+
+NUM_PROBES = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Parameter:
+    """One dimension of a space, as its first draw declared it.
+
+    Attributes:
+        values: the range or the choices, for people.
+        conditional: some configs do not have it.
+    """
+
+    name: str
+    values: str
+    conditional: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SpaceDescription:
+    """What a space does: everything about it that a study's identity covers."""
+
+    experiment: str
+    objectives: dict[str, str]
+    constraints: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    fixed: dict[str, Any]
+    varied_digest: str
+
+
+class ProbeTrial:
+    """Stands in for an Optuna trial: draws from a generator that no library version changes."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.params: dict[str, Any] = {}
+        self.values: dict[str, str] = {}
+        self._random = random.Random(number)
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        share = self._random.random()
+        if step is not None:
+            value = low + step * math.floor(share * (math.floor((high - low) / step + 1e-9) + 1))
+        elif log:
+            value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        else:
+            value = low + share * (high - low)
+        return self._draw(name, min(value, high), _range(low, high, step, log))
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        share = self._random.random()
+        if log:
+            value = min(high, int(math.exp(math.log(low) + share * (math.log(high + 1) - math.log(low)))))
+        else:
+            value = low + step * int(share * ((high - low) // step + 1))
+        return self._draw(name, value, _range(low, high, step if step != 1 else None, log))
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return self._draw(name, choices[int(self._random.random() * len(choices))], " | ".join(map(str, choices)))
+
+    def _draw(self, name: str, value: Any, values: str) -> Any:
+        self.values.setdefault(name, values)
+        return self.params.setdefault(name, value)
+
+
+def _range(low: float, high: float, step: float | None, log: bool) -> str:
+    return f"{low:g} .. {high:g}" + (f" by {step:g}" if step is not None else "") + (" (log)" if log else "")
+
+
+def describe_space(space: StudySpace) -> SpaceDescription:
+    """Run a space on `NUM_PROBES` fixed draws and check everything it makes.
+
+    Raises:
+        UserError: if a draw is no valid config, or an objective or a constraint is no fitting metric.
+    """
+    try:
+        experiment = load_experiment(space.experiment)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    metrics = {metric.name: metric for metric in experiment.METRICS}
+    for name in space.objectives:
+        if name not in metrics or metrics[name].goal is None:
+            with_goal = ", ".join(sorted(metric.name for metric in metrics.values() if metric.goal))
+            raise UserError(
+                f"an objective must be a metric of {space.experiment} that has a goal, but got {name!r}; use {with_goal}"
+            )
+    for constraint in map(Constraint.parse, space.constraints):
+        if constraint.metric not in metrics:
+            raise UserError(
+                f"a constraint must bound a metric of {space.experiment}, but got {str(constraint)!r}; "
+                f"use {', '.join(sorted(metrics))}"
+            )
+    trials = [ProbeTrial(number) for number in range(NUM_PROBES)]
+    configs = [_config_of(space, experiment.Config, trial) for trial in trials]
+    keys = sorted({key for config in configs for key in config})
+    fixed = {key: configs[0][key] for key in keys if all(config.get(key) == configs[0].get(key) for config in configs)}
+    varied = [{key: value for key, value in config.items() if key not in fixed} for config in configs]
+    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
+    return SpaceDescription(
+        experiment=space.experiment,
+        objectives={name: str(metrics[name].goal) for name in space.objectives},
+        constraints=tuple(str(Constraint.parse(text)) for text in space.constraints),
+        parameters=tuple(
+            Parameter(
+                name=name,
+                values=next(trial.values[name] for trial in trials if name in trial.values),
+                conditional=not all(name in trial.params for trial in trials),
+            )
+            for name in names
+        ),
+        fixed=fixed,
+        varied_digest=_digest(varied),
+    )
+
+
+def _digest(configs: list[dict[str, Any]]) -> str:
+    """Hash configs; floats count to ten digits, since machines differ in the last ones of exp and log."""
+    rounded = [{k: f"{v:.10g}" if isinstance(v, float) else v for k, v in config.items()} for config in configs]
+    return hashlib.sha256(json.dumps(rounded, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _config_of(space: StudySpace, config_class: Any, trial: ProbeTrial) -> dict[str, Any]:
+    """The whole config, defaults included, that a draw makes, as JSON gives it back."""
+    suggested = space.suggest(trial)  # type: ignore[arg-type]  # a stand-in with the methods that spaces use
+    if not isinstance(suggested, Mapping):
+        raise UserError(f"suggest(trial) must return the config's arguments as a dict, but got {suggested!r}; return a dict")
+    try:
+        config = config_class(**suggested)
+    except (TypeError, ValueError) as error:
+        known = ", ".join(inspect.signature(config_class).parameters)
+        raise UserError(
+            f"every draw of a space must be a valid config, but {trial.params} is not: {error} "
+            f"(arguments of {config_class.__name__}: {known})"
+        ) from error
+    as_json: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return as_json

@@ -1,0 +1,143 @@
+"""The one record that is true: which trials exist, with what parameters, and how each ended.
+
+It is an Optuna study in an SQLite database of its own, with one writer: the process that holds the study's lease.
+A trial and its whole config are committed here before any worker sees them.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.trial import TrialState
+
+from search_spaces.space import Constraint, StudySpace
+from study.home import StudyFolder, make_wal
+from study.samplers import make_sampler
+from study.spec import StudySpec
+from trainables.protocol import Failure
+
+_CONFIG = "config"
+_ATTEMPTS = "attempts"
+_FAILURE = "failure"
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A trial as it is handed out.
+
+    Attributes:
+        params: what the sampler drew.
+        config: what the space made of it.
+        attempt: 1 when it is handed out for the first time.
+    """
+
+    number: int
+    params: dict[str, Any]
+    config: dict[str, Any]
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class PastTrial:
+    """A trial that finished: its objectives in the space's order, and whether it meets the constraints."""
+
+    number: int
+    params: dict[str, Any]
+    values: list[float]
+    feasible: bool
+
+
+class TrialRecord:
+    """Draws trials and remembers their ends.
+
+    Args:
+        folder: of the study; the caller holds its lease.
+    """
+
+    def __init__(self, folder: StudyFolder, spec: StudySpec, space: StudySpace) -> None:
+        self._spec = spec
+        self._space = space
+        self._constraints = [Constraint.parse(text) for text in space.constraints]
+        make_wal(folder.optuna_file)
+        goals = {"min": "minimize", "max": "maximize"}
+        logging.getLogger("optuna").setLevel(logging.WARNING)
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{folder.optuna_file}", engine_kwargs={"connect_args": {"timeout": 60}}
+        )
+        sqlalchemy.event.listen(storage.engine, "connect", _write_without_waiting)
+        storage.engine.dispose()
+        self._study = optuna.create_study(
+            study_name=spec.name,
+            storage=storage,
+            directions=[goals[goal] for goal in spec.description.objectives.values()],
+            load_if_exists=True,
+        )
+        trials = self._study.get_trials(deepcopy=False)
+        self._trial_ids = [trial._trial_id for trial in trials]
+        self.unfinished = [trial.number for trial in trials if not trial.state.is_finished()]
+        self.num_failed = sum(trial.state == TrialState.FAIL for trial in trials)
+        self.num_finished = sum(trial.state == TrialState.COMPLETE for trial in trials)
+        self.past = [
+            PastTrial(t.number, dict(t.params), list(t.values), all(v <= 0 for v in t.constraints.values()))
+            for t in trials
+            if t.state == TrialState.COMPLETE
+        ]
+
+    def __len__(self) -> int:
+        """Trials drawn so far, whatever became of them."""
+        return len(self._trial_ids)
+
+    def draw(self) -> Draw:
+        """Draw a new trial and commit it."""
+        number = len(self)
+        self._study.sampler = make_sampler(self._spec.sampler, self._spec.seed, number)
+        trial = self._study.ask()
+        if trial.number != number:
+            raise RuntimeError(f"a study must have one writer, but trial {number} came as {trial.number}; stop the other one")
+        self._trial_ids.append(trial._trial_id)
+        return self._hand_out(trial)
+
+    def draw_again(self, number: int) -> Draw:
+        """Hand out a trial that did not end: same number, same config, one attempt more."""
+        # The study may have died while it drew this trial: the same seed over the same past draws the same parameters.
+        self._study.sampler = make_sampler(self._spec.sampler, self._spec.seed, number)
+        trial = self._trial(number)
+        if _CONFIG not in trial.user_attrs:
+            return self._hand_out(trial)
+        attempt = trial.user_attrs[_ATTEMPTS] + 1
+        trial.set_user_attr(_ATTEMPTS, attempt)
+        return Draw(number, trial.params, json.loads(trial.user_attrs[_CONFIG]), attempt)
+
+    def _trial(self, number: int) -> optuna.Trial:
+        return optuna.Trial(self._study, self._trial_ids[number])
+
+    def _hand_out(self, trial: optuna.Trial) -> Draw:
+        config = dict(self._space.suggest(trial))
+        trial.set_user_attr(_ATTEMPTS, 1)
+        trial.set_user_attr(_CONFIG, json.dumps(config))
+        return Draw(trial.number, trial.params, config, 1)
+
+    def finish(self, number: int, metrics: Mapping[str, float]) -> None:
+        """Tell the sampler a trial's objectives and constraints."""
+        trial = self._trial(number)
+        for constraint in self._constraints:
+            if str(constraint) not in trial.constraints:
+                trial.set_constraint(str(constraint), constraint.violation(metrics))
+        self._study.tell(number, [metrics[name] for name in self._space.objectives])
+        self.num_finished += 1
+
+    def fail(self, number: int, failure: Failure) -> None:
+        """End a trial without a result."""
+        text = json.dumps({"cause": failure.cause, "error": failure.error})
+        self._trial(number).set_user_attr(_FAILURE, text)
+        self._study.tell(number, state=TrialState.FAIL)
+        self.num_failed += 1
+
+
+def _write_without_waiting(connection: Any, _: Any) -> None:
+    """Survive SIGKILL at any instant, without a disk sync a commit; a power loss may cost the last seconds."""
+    connection.execute("PRAGMA synchronous=NORMAL")

@@ -1,0 +1,416 @@
+"""Launch a study, or go on with one: the two are the same."""
+
+import importlib.metadata
+import json
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from search_spaces.space import StudySpace
+from study.cluster import check_address, concurrency, ray_session
+from study.errors import UserError
+from study.home import Home, StudyFolder
+from study.outbox import Outbox
+from study.probe import describe_space
+from study.samplers import check_sampler
+from study.spec import StudySpec, differences, load_space
+from trainables.registry import load_experiment
+from trainables.storage import Folder
+
+if TYPE_CHECKING:
+    from study.record import TrialRecord
+    from study.searcher import StudySearcher
+
+_WRITER_START_SECONDS = 60
+_WRITER_END_SECONDS = 120
+_PACKAGES = ("narrow-study", "torch", "ray", "optuna", "mlflow", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How a session ended.
+
+    Attributes:
+        num_finished, num_failed: trials of the whole study, earlier sessions included.
+        num_unfinished: trials that were started and wait to go on.
+        interrupted: somebody stopped it.
+        time_is_up: the time budget stopped it.
+    """
+
+    name: str
+    num_trials: int
+    num_finished: int
+    num_failed: int
+    num_unfinished: int
+    interrupted: bool
+    time_is_up: bool
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 1 with failed trials, 130 interrupted."""
+        if self.interrupted:
+            return 130
+        return 1 if self.num_failed else 0
+
+
+def launch(
+    space: str,
+    *,
+    name: str,
+    trials: int | None = None,
+    time_budget_s: float | None = None,
+    seed: int = 0,
+    sampler: str = "tpe",
+    max_concurrent: int | None = None,
+    cpus_per_trial: float | None = None,
+    gpus_per_trial: float | None = None,
+    address: str | None = None,
+    storage: str | None = None,
+    tracking_uri: str | None = None,
+    home: str | Path | None = None,
+    console: Console | None = None,
+) -> Outcome:
+    """Run a study until its budget of trials is spent; a study of this name that exists goes on.
+
+    Args:
+        space: `module:function` that returns a `search_spaces.space.StudySpace`.
+        name: of the study: letters, digits, '.', '_' and '-'.
+        trials: finished, stopped and failed trials in all; None for the space's own number.
+        time_budget_s: stop after this many seconds, to be resumed; None for no limit.
+        seed: of the search.
+        sampler: one of `study.samplers.SAMPLERS`.
+        max_concurrent: trials at once; None for as many as fit.
+        cpus_per_trial, gpus_per_trial: None for what the space says.
+        address: of a Ray cluster; None for an embedded one on this machine.
+        storage: folder or URI for checkpoints, models and logs; None for the study home.
+        tracking_uri: of MLflow; None for the study home's database.
+        home: None for `$STUDY_HOME`.
+        console: where to show progress; None for the terminal.
+
+    Raises:
+        UserError: for every mistake that the caller can mend, before any trial is touched.
+    """
+    _check_numbers(trials=trials, max_concurrent=max_concurrent)
+    _check_positive(time_budget=time_budget_s, cpus_per_trial=cpus_per_trial)
+    console = console or Console()
+    folder = Home(home).study(name)
+    study_space, import_paths, notice = load_space(space)
+    if notice:
+        console.print(notice, markup=False, highlight=False)
+    description = describe_space(study_space)
+    notice = check_sampler(sampler, description.parameters)
+    if notice:
+        console.print(notice, markup=False, highlight=False)
+    old = StudySpec.load(folder.spec_file) if folder.exists() else None
+    spec = StudySpec(
+        name=name,
+        study_id=old.study_id if old else uuid.uuid4().hex,
+        space=space,
+        import_paths=import_paths,
+        description=description,
+        sampler=sampler,
+        seed=seed,
+        num_trials=trials or (old.num_trials if old else study_space.num_trials),
+        num_cpus=study_space.num_cpus if cpus_per_trial is None else cpus_per_trial,
+        num_gpus=study_space.num_gpus if gpus_per_trial is None else gpus_per_trial,
+        storage=_absolute(storage) if storage else old.storage if old else str(folder.home.path / "storage"),
+        tracking_uri=tracking_uri or (old.tracking_uri if old else folder.home.tracking_uri),
+        log_scale=list(study_space.log_scale),
+        color_by=study_space.color_by,
+        versions=_versions(),
+        commit=_commit(),
+    )
+    if old:
+        _refuse_drift(old, spec)
+        _warn_of_changes(old, spec, console)
+    return _run(folder, spec, study_space, address, max_concurrent, time_budget_s, console)
+
+
+def resume(
+    name: str,
+    *,
+    trials: int | None = None,
+    time_budget_s: float | None = None,
+    max_concurrent: int | None = None,
+    address: str | None = None,
+    home: str | Path | None = None,
+    console: Console | None = None,
+) -> Outcome:
+    """Go on with a study as it was launched. Arguments as in `launch`.
+
+    Raises:
+        UserError: if there is no such study, or its space has changed.
+    """
+    old = StudySpec.load(Home(home).study(name).require().spec_file)
+    for path in old.import_paths:
+        if path not in sys.path:
+            sys.path.append(path)
+    return launch(
+        old.space,
+        name=name,
+        trials=trials,
+        time_budget_s=time_budget_s,
+        seed=old.seed,
+        sampler=old.sampler,
+        max_concurrent=max_concurrent,
+        cpus_per_trial=old.num_cpus,
+        gpus_per_trial=old.num_gpus,
+        address=address,
+        home=home,
+        console=console,
+    )
+
+
+def _run(
+    folder: StudyFolder,
+    spec: StudySpec,
+    space: StudySpace,
+    address: str | None,
+    max_concurrent: int | None,
+    time_budget_s: float | None,
+    console: Console,
+) -> Outcome:
+    folder.home.prepare()
+    if address is not None:
+        check_address(address)
+    _check_storage(spec)
+    with ExitStack() as stack:
+        stack.enter_context(folder.lease())
+        stack.enter_context(ray_session(address))
+        allowed = concurrency(spec.num_cpus, spec.num_gpus, max_concurrent)
+        is_new = not folder.exists()
+        spec.save(folder.spec_file)
+        outbox = Outbox(folder.outbox_file)
+        session = outbox.start_session(_session_tags(spec))
+        try:
+            writer = _start_writer(folder, session)
+        except UserError:
+            if is_new:
+                folder.spec_file.unlink()
+                folder.outbox_file.unlink()
+            raise
+        from study.record import TrialRecord  # Optuna, when everything else stands
+
+        record = TrialRecord(folder, spec, space)
+        with _writing(writer, outbox, session, console) as close:
+            outcome = _tune(spec, record, outbox, allowed, time_budget_s, console)
+            close("KILLED" if outcome.interrupted or outcome.num_unfinished else "FINISHED")
+    return outcome
+
+
+def _tune(
+    spec: StudySpec,
+    record: "TrialRecord",
+    outbox: Outbox,
+    allowed: Any,
+    time_budget_s: float | None,
+    console: Console,
+) -> Outcome:
+    """Run a fresh Tuner until the searcher has nothing left to hand out."""
+    from ray import tune
+
+    from study.board import Board
+    from study.searcher import LossCallback, StopWhenAsked, StudySearcher
+    from trainables.ray_trainable import ExperimentTrainable
+
+    with Board(spec, record.past, record.num_failed, console) as board, tempfile.TemporaryDirectory() as scratch:
+        searcher = StudySearcher(spec, record, outbox, board, max_concurrent=allowed)
+        stopper = StopWhenAsked(searcher, time_budget_s)
+        if searcher.num_unfinished or len(record) < spec.num_trials:
+            with _graceful_interrupt(searcher, console):
+                tune.Tuner(
+                    tune.with_resources(ExperimentTrainable, {"cpu": spec.num_cpus, "gpu": spec.num_gpus}),
+                    tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
+                    run_config=tune.RunConfig(
+                        name="tune",
+                        storage_path=scratch,
+                        verbose=0,
+                        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                        stop=stopper,
+                        callbacks=[LossCallback(searcher)],
+                    ),
+                ).fit()
+        if searcher.error is not None:
+            raise searcher.error
+    return Outcome(
+        name=spec.name,
+        num_trials=spec.num_trials,
+        num_finished=record.num_finished,
+        num_failed=record.num_failed,
+        num_unfinished=searcher.num_unfinished,
+        interrupted=searcher.interrupted and not stopper.time_is_up,
+        time_is_up=stopper.time_is_up,
+    )
+
+
+@contextmanager
+def _graceful_interrupt(searcher: "StudySearcher", console: Console) -> Iterator[None]:
+    """Ctrl-C or SIGTERM keeps what is done and stops; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, _: Any) -> None:
+        if searcher.interrupted:
+            raise KeyboardInterrupt
+        searcher.interrupted = True
+        console.print("stopping: running trials save their work (once more to stop at once)", highlight=False)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start_writer(folder: StudyFolder, session: int) -> subprocess.Popen[str]:
+    """Start the process that writes to MLflow, and wait until it is connected.
+
+    Raises:
+        UserError: if MLflow does not answer, or has a study of this name that is not ours.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "study.writer", str(folder.path), str(session)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=(folder.path / "writer.log").open("a"),
+        text=True,
+        start_new_session=True,  # Ctrl-C is for the driver: the writer has to deliver what it causes
+    )
+    assert process.stdout is not None
+    answer: list[str] = []
+    reader = threading.Thread(target=lambda: answer.append(process.stdout.readline()), daemon=True)  # type: ignore[union-attr]
+    reader.start()
+    reader.join(_WRITER_START_SECONDS)
+    message = json.loads(answer[0]) if answer and answer[0] else {"error": f"MLflow's writer must start, but did not; see {folder.writer_log}"}
+    if "error" in message:
+        process.kill()
+        process.wait()
+        raise UserError(message["error"])
+    return process
+
+
+@contextmanager
+def _writing(process: subprocess.Popen[str], outbox: Outbox, session: int, console: Console) -> Iterator[Any]:
+    """Let the writer live as long as the block, then wait until it has delivered what there is."""
+    status = "KILLED"
+
+    def close(final_status: str) -> None:
+        nonlocal status
+        status = final_status
+
+    try:
+        yield close
+    finally:
+        outbox.close_session(session, status)
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(_WRITER_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            console.print(f"MLflow is slow: {outbox.num_pending()} events are still on their way; they are not lost", markup=False)
+        if process.poll() not in (None, 0) or (process.poll() == 0 and outbox.num_pending()):
+            console.print(f"MLflow did not take {outbox.num_pending()} events; the next resume delivers them", markup=False)
+        outbox.close()
+
+
+def _check_storage(spec: StudySpec) -> None:
+    """Write to the storage before any trial does."""
+    folder = Folder(spec.storage).child(spec.name)
+    try:
+        folder.write("study.json", json.dumps({"study_id": spec.study_id, "spec_hash": spec.hash}).encode())
+    except Exception as error:
+        raise UserError(
+            f"the storage must be a folder or URI that can be written, but {spec.storage} is not ({error}); "
+            "name another with --storage"
+        ) from error
+
+
+def _check_numbers(**numbers: int | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, but got {value}; leave it out for the default")
+
+
+def _check_positive(**numbers: float | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} must be positive, but got {value:g}; leave it out for the default")
+
+
+def _refuse_drift(old: StudySpec, new: StudySpec) -> None:
+    if old.hash != new.hash:
+        changes = "; ".join(differences(old.identity, new.identity))
+        raise UserError(
+            f"a study goes on only as what it was, but {old.name!r} differs now ({changes}); "
+            "launch it under another name, or undo the change"
+        )
+
+
+def _warn_of_changes(old: StudySpec, new: StudySpec, console: Console) -> None:
+    changes = differences(old.versions | {"commit": old.commit}, new.versions | {"commit": new.commit})
+    if changes:
+        console.print(f"note: {new.name} was launched with other code ({'; '.join(changes)})", markup=False, highlight=False)
+
+
+def _session_tags(spec: StudySpec) -> dict[str, Any]:
+    """What the parent run says of the study: all that a query needs."""
+    metrics = {metric.name: metric for metric in load_experiment(spec.description.experiment).METRICS}
+    objectives = [
+        {"metric": name, "goal": goal, "unit": metrics[name].unit} for name, goal in spec.description.objectives.items()
+    ]
+    return {
+        "space": spec.space,
+        "experiment": spec.description.experiment,
+        "spec_hash": spec.hash,
+        "objectives": objectives,
+        "constraints": list(spec.description.constraints),
+        "parameters": {p.name: p.values for p in spec.description.parameters},
+        "log_scale": spec.log_scale,
+        "color_by": json.dumps(spec.color_by),
+        "num_trials": str(spec.num_trials),
+        "sampler": spec.sampler,
+        "seed": str(spec.seed),
+        "storage": spec.storage,
+        "commit": spec.commit or "none",
+        "hostname": socket.gethostname(),
+    } | {f"version.{package}": version for package, version in spec.versions.items()}
+
+
+def _absolute(storage: str) -> str:
+    return storage.rstrip("/") if "://" in storage else str(Path(storage).expanduser().absolute())
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that we stand in, with `-dirty` for uncommitted changes; None outside git."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None

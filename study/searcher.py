@@ -1,0 +1,250 @@
+"""Optuna behind Ray Tune's Searcher: hands trials out, hears their reports, keeps the record.
+
+Tune is the executor and holds no truth: every start is a fresh Tuner whose searcher first hands out the trials that an
+earlier session left unfinished, then draws new ones until the budget is drawn.
+"""
+
+import pickle
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray import exceptions as ray_errors
+from ray import tune
+from ray.tune.search import Searcher
+
+from study.outbox import Outbox
+from study.record import Draw, TrialRecord
+from study.spec import StudySpec
+from trainables.protocol import Assignment, Failure, FailureCause, Report
+from trainables.storage import Folder
+
+MAX_LOSSES_WITHOUT_PROGRESS = 3
+
+
+class Watcher(Protocol):
+    """Somebody who looks on: the live view."""
+
+    def trial_started(self, draw: Draw) -> None: ...
+    def trial_measured(self, number: int, progress: float) -> None: ...
+    def trial_finished(self, draw: Draw, metrics: Mapping[str, float]) -> None: ...
+    def trial_failed(self, draw: Draw, failure: Failure) -> None: ...
+    def trial_lost(self, draw: Draw, failure: Failure) -> None: ...
+
+
+@dataclass
+class _Live:
+    """A trial that a worker has, or is to have."""
+
+    draw: Draw
+    last_step: int = 0
+    last_metrics: dict[str, float] = field(default_factory=dict)
+
+
+class StudySearcher(Searcher):
+    """Draws, hands out, records.
+
+    Args:
+        max_concurrent: trials that may be out at once; asked at every draw, since a cluster may grow.
+
+    Attributes:
+        interrupted: set it to end the session; what is out is left unfinished.
+        error: what broke the record or the outbox, if anything; the session ended for it.
+    """
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        record: TrialRecord,
+        outbox: Outbox,
+        watcher: Watcher,
+        *,
+        max_concurrent: Callable[[], int],
+    ) -> None:
+        super().__init__()
+        self._spec = spec
+        self._record = record
+        self._outbox = outbox
+        self._watcher = watcher
+        self._max_concurrent = max_concurrent
+        self._waiting = deque(record.unfinished)
+        self._live: dict[str, _Live] = {}
+        self._losses: dict[int, tuple[int, int]] = {}
+        self.interrupted = False
+        self.error: Exception | None = None
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Give Tune the next trial, nothing for now (None), or nothing for ever (FINISHED)."""
+        nothing_left = not self._waiting and len(self._record) >= self._spec.num_trials
+        if self.interrupted or (nothing_left and not self._live):
+            finished: str = Searcher.FINISHED
+            return finished
+        if nothing_left or len(self._live) >= self._max_concurrent():
+            return None
+        draw = self._record.draw_again(self._waiting.popleft()) if self._waiting else self._record.draw()
+        self._live[trial_id] = _Live(draw)
+        self._outbox.put(
+            "trial_start",
+            f"trial/{draw.number}/start/{draw.attempt}",
+            {"params": draw.params, "attempt": draw.attempt, "tags": self._start_tags(draw)},
+            trial=draw.number,
+        )
+        self._watcher.trial_started(draw)
+        return {"assignment": self._assignment(draw).to_json()}
+
+    def _start_tags(self, draw: Draw) -> dict[str, Any]:
+        versions = {f"version.{package}": version for package, version in self._spec.versions.items()}
+        return versions | {
+            "attempts": str(draw.attempt),
+            "params": draw.params,
+            "config": draw.config,
+            "experiment": self._spec.description.experiment,
+            "spec_hash": self._spec.hash,
+            "commit": self._spec.commit or "none",
+            "seed": str(self._spec.seed),
+        }
+
+    def _assignment(self, draw: Draw) -> Assignment:
+        return Assignment(
+            experiment=self._spec.description.experiment,
+            config=draw.config,
+            trial=draw.number,
+            attempt=draw.attempt,
+            folder=self._folder(draw.number).address,
+            num_cpus=self._spec.num_cpus,
+            num_gpus=self._spec.num_gpus,
+            import_paths=self._spec.import_paths,
+        )
+
+    def _folder(self, number: int) -> Folder:
+        return Folder(self._spec.storage).child(f"{self._spec.name}/trials/{number:05d}")
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Hear a report that is not the last one."""
+        self._hear(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Hear the last report of an attempt. Of an error, `LossCallback` tells more than Tune tells us here."""
+        self._hear(trial_id, result or {})
+
+    def _hear(self, trial_id: str, result: dict[str, Any]) -> None:
+        if "report" in result and trial_id in self._live and self.error is None:
+            try:
+                self._note(trial_id, Report.from_json(result["report"]))
+            except Exception as error:  # Tune would call it the trial's failure: it is ours, and ends the session
+                self.error, self.interrupted = error, True
+
+    def _note(self, trial_id: str, report: Report) -> None:
+        live = self._live[trial_id]
+        number = live.draw.number
+        for measurement in report.measurements:
+            data = {"step": measurement.step, "metrics": measurement.metrics, "progress": measurement.progress}
+            self._outbox.put("measurement", f"trial/{number}/step/{measurement.step}", data, trial=number)
+            live.last_step, live.last_metrics = measurement.step, measurement.metrics
+            self._watcher.trial_measured(number, measurement.progress)
+        tags = {"hostname": report.host, "pid": str(report.pid)}
+        if report.failure is not None:
+            self._fail(trial_id, report.failure, tags)
+        elif report.finished:
+            self._finish(trial_id, tags)
+
+    def _finish(self, trial_id: str, tags: dict[str, Any]) -> None:
+        """Outbox first, record second: a crash between the two hands the trial out again, already finished."""
+        live = self._live.pop(trial_id)
+        model = self._folder(live.draw.number).child("model").address
+        self._end(live.draw, {"state": "finished", "tags": tags, "model": model})
+        self._record.finish(live.draw.number, live.last_metrics)
+        self._watcher.trial_finished(live.draw, live.last_metrics)
+
+    def _fail(self, trial_id: str, failure: Failure, tags: dict[str, Any]) -> None:
+        live = self._live.pop(trial_id)
+        why = {"failure.cause": failure.cause, "failure.error": failure.error, "failure.traceback": failure.traceback}
+        self._end(live.draw, {"state": "failed", "tags": tags | why, "model": None})
+        self._record.fail(live.draw.number, failure)
+        self._watcher.trial_failed(live.draw, failure)
+
+    def _end(self, draw: Draw, data: dict[str, Any]) -> None:
+        self._outbox.put("trial_end", f"trial/{draw.number}/end", data, trial=draw.number)
+
+    def lost(self, trial_id: str, error: Exception) -> None:
+        """A worker died under a trial: hand it out again, unless it kills workers without ever getting on."""
+        live = self._live.get(trial_id)
+        if live is None:
+            return
+        number = live.draw.number
+        failure = Failure(cause=_cause(error), error=str(error).splitlines()[0], traceback=str(error))
+        step, losses = self._losses.get(number, (-1, 0))
+        losses = 1 if live.last_step > step else losses + 1
+        self._losses[number] = (max(step, live.last_step), losses)
+        blameless = failure.cause in ("node_lost", "preempted")
+        if not blameless and (failure.cause == "bug" or losses >= MAX_LOSSES_WITHOUT_PROGRESS):
+            self._fail(trial_id, failure, {})
+            return
+        del self._live[trial_id]
+        self._waiting.append(number)
+        self._outbox.put("trial_interrupted", f"trial/{number}/interrupted/{live.draw.attempt}", {}, trial=number)
+        self._watcher.trial_lost(live.draw, failure)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Trials that are out or wait to go out again."""
+        return len(self._live) + len(self._waiting)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher into snapshots that nobody here reads: the record is on disk already."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: a resume starts a fresh Tuner."""
+
+
+class LossCallback(tune.Callback):
+    """Tells the searcher why an attempt broke down; Tune's own call to it does not say."""
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        self._searcher = searcher
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        # Tune's own getters look in a copy that it makes later; these are the files it has just written on this machine.
+        pickled, text = trial.pickled_error_file, trial.error_file
+        if pickled and Path(pickled).exists():
+            error = pickle.loads(Path(pickled).read_bytes())
+        else:
+            error = RuntimeError(Path(text).read_text() if text else "Ray gave no reason")
+        self._searcher.lost(trial.trial_id, error)
+
+
+class StopWhenAsked(tune.Stopper):
+    """Ends the run when it was interrupted or its time is up, keeping what is done."""
+
+    def __init__(self, searcher: StudySearcher, time_budget_s: float | None) -> None:
+        self._searcher = searcher
+        self._deadline = None if time_budget_s is None else time.monotonic() + time_budget_s
+        self.time_is_up = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self.time_is_up = self._searcher.interrupted = True
+        return self._searcher.interrupted
+
+
+def _cause(error: Exception) -> FailureCause:
+    """What took a worker away, as far as Ray can tell."""
+    if isinstance(error, ray_errors.OutOfMemoryError):
+        return "out_of_memory"
+    if getattr(error, "preempted", False):
+        return "preempted"
+    if isinstance(error, ray_errors.NodeDiedError) or "node" in str(error) and "died" in str(error):
+        return "node_lost"
+    if isinstance(error, ray_errors.RayActorError | ray_errors.WorkerCrashedError):
+        return "worker_lost"
+    return "bug"

@@ -1,0 +1,174 @@
+"""A study's specification: what it searches, how, how long and where; kept as `spec.json`."""
+
+import dataclasses
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+import search_spaces
+from search_spaces.space import StudySpace
+from study.errors import UserError
+from study.probe import Parameter, SpaceDescription
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StudySpec:
+    """Everything that a resume needs.
+
+    Attributes:
+        name: of the study.
+        study_id: random; tells two studies of one name apart.
+        space: `module:function`.
+        import_paths: folders that the space and its experiment are imported from, beside the installed packages.
+        description: what the space does (`study.probe`).
+        sampler, seed: of the search.
+        num_trials: the budget: finished, stopped and failed trials in all.
+        num_cpus, num_gpus: of one trial.
+        storage: where checkpoints, models and logs go.
+        tracking_uri: of MLflow.
+        log_scale, color_by: how pictures show the trials.
+        versions: of the packages that it was launched with.
+        commit: git commit it was launched from, if any.
+    """
+
+    name: str
+    study_id: str
+    space: str
+    import_paths: list[str]
+    description: SpaceDescription
+    sampler: str
+    seed: int
+    num_trials: int
+    num_cpus: float
+    num_gpus: float
+    storage: str
+    tracking_uri: str
+    log_scale: list[str]
+    color_by: str | None
+    versions: dict[str, str]
+    commit: str | None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes it this study and no other: not its name, budget, resources, storage or address."""
+        fields = json.loads(json.dumps(dataclasses.asdict(self.description)))
+        fields["parameters"] = {p["name"]: p["values"] for p in fields["parameters"]}
+        fields["configs made by fixed draws"] = fields.pop("varied_digest")
+        return fields | {"sampler": self.sampler, "seed": self.seed}
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits of the identity."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:12]
+
+    def save(self, path: Path) -> None:
+        """Write it whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".spec", delete=False) as file:
+            json.dump(dataclasses.asdict(self), file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(file.name).replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        fields = json.loads(path.read_text())
+        description = fields["description"]
+        description["parameters"] = tuple(Parameter(**parameter) for parameter in description["parameters"])
+        description["constraints"] = tuple(description["constraints"])
+        fields["description"] = SpaceDescription(**description)
+        return cls(**fields)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """What two identities disagree on, one line each."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {_shown(old, key)} -> {_shown(new, key)}")
+    return lines
+
+
+def _shown(fields: dict[str, Any], key: str) -> str:
+    return str(fields[key]) if key in fields else "(absent)"
+
+
+def load_space(reference: str, *, folder: Path | None = None) -> tuple[StudySpace, list[str], str | None]:
+    """Import `module:function` and call the function.
+
+    A module in the user's folder comes before one of `search_spaces`, and that before an installed one.
+
+    Args:
+        reference: for instance `cmsp_curriculum:tiny`.
+        folder: where the user's own modules are; None for the current directory.
+
+    Returns:
+        the space, the folders that workers must import from, and a notice for the user, if there is one.
+
+    Raises:
+        UserError: if there is no such space.
+    """
+    folder = (folder or Path.cwd()).absolute()
+    module_name, _, function_name = reference.partition(":")
+    if not module_name or not function_name:
+        raise UserError(f"a space must be given as module:function, but got {reference!r}; try 'cmsp_curriculum:tiny'")
+    head = module_name.split(".")[0]
+    is_local = (folder / f"{head}.py").is_file() or (folder / head / "__init__.py").is_file()
+    is_ours = module_name in builtin_modules()
+    notice, paths = None, []
+    if is_local and head not in {"study", "trainables", "search_spaces"}:
+        paths = [str(folder)]
+        sys.path.extend(path for path in paths if path not in sys.path)
+        importlib.invalidate_caches()
+        full_name = module_name
+        if is_ours:
+            notice = f"{module_name} is taken from {folder}; it hides search_spaces.{module_name}"
+    else:
+        full_name = f"search_spaces.{module_name}" if is_ours else module_name
+    module = _import(full_name, reference, folder)
+    _refuse_other_file(module, folder, is_local=bool(paths), name=module_name)
+    function = getattr(module, function_name, None)
+    if not inspect.isfunction(function) or function_name.startswith("_"):
+        public = [n for n, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == full_name and n[0] != "_"]
+        raise UserError(
+            f"a space must be a function of its module, but {module_name} has no function {function_name!r}; "
+            f"use {' or '.join(f'{module_name}:{name}' for name in public) or 'another module'}"
+        )
+    space = function()
+    if not isinstance(space, StudySpace):
+        raise UserError(f"{reference} must return a search_spaces.space.StudySpace, but got {space!r}; return one")
+    return space, paths, notice
+
+
+def builtin_modules() -> list[str]:
+    """Names of our modules of spaces."""
+    folder = Path(search_spaces.__file__).parent
+    return sorted(path.stem for path in folder.glob("*.py") if path.stem not in {"__init__", "space"})
+
+
+def _import(full_name: str, reference: str, folder: Path) -> Any:
+    try:
+        return importlib.import_module(full_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not full_name.startswith(error.name):
+            raise UserError(f"a space's module must be importable, but {reference} needs {error.name}; install it") from error
+        raise UserError(
+            f"a space must be in search_spaces ({', '.join(builtin_modules())}), in {folder} or installed, but there is no "
+            f"module {full_name.removeprefix('search_spaces.')!r}; see `study spaces`"
+        ) from error
+
+
+def _refuse_other_file(module: Any, folder: Path, *, is_local: bool, name: str) -> None:
+    """A local module that an installed one of the same name hides would silently run the wrong code."""
+    found = getattr(module, "__file__", None)
+    if is_local and not (found and Path(found).absolute().is_relative_to(folder)):
+        raise UserError(f"a local space's name must be its own, but {name} is also an installed module; rename {name}.py")

@@ -1,0 +1,232 @@
+"""MLflow: a study is a parent run, a trial a child run. The only file that imports it.
+
+Writing is idempotent: a run is found again by its study and trial, a metric's timestamp depends only on the trial's
+start and its step (MLflow drops a row that it has already), so whatever is delivered twice is there once.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
+
+import mlflow
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME
+
+from study.errors import UserError
+from study.outbox import Event, Outbox
+from trainables.storage import Folder
+
+PREFIX = "narrow_study."
+STUDY_TAG = PREFIX + "study"
+STUDY_ID_TAG = PREFIX + "study_id"
+TRIAL_TAG = PREFIX + "trial"
+STATE_TAG = PREFIX + "state"
+PARENT = -1
+_MAX_TAG = 7900
+_PAGE = 5000
+
+logging.getLogger("mlflow").setLevel(logging.ERROR)
+logging.getLogger("alembic").setLevel(logging.ERROR)
+
+
+def connect(tracking_uri: str) -> mlflow.MlflowClient:
+    """A client of a tracking server or database, quiet and quick to give up.
+
+    Raises:
+        UserError: if it does not answer.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    client = mlflow.MlflowClient(tracking_uri)
+    try:
+        client.search_experiments(max_results=1)
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"the tracking URI must name an MLflow server or database that answers, but {tracking_uri} does not ({reason}); "
+            "start the server, or leave --tracking-uri out"
+        ) from error
+    return client
+
+
+class StudyWriter:
+    """Applies the events of one study to MLflow."""
+
+    def __init__(self, outbox: Outbox, *, name: str, study_id: str, tracking_uri: str, artifacts: str | None) -> None:
+        self._outbox = outbox
+        self._name = name
+        self._study_id = study_id
+        self._client = connect(tracking_uri)
+        self._experiment_id = self._find_experiment(artifacts)
+        self._runs = outbox.runs()
+        self._starts: dict[int, int] = {}
+
+    def _find_experiment(self, artifacts: str | None) -> str:
+        found = self._client.get_experiment_by_name(self._name)
+        if found is None:
+            tags = {STUDY_TAG: self._name, STUDY_ID_TAG: self._study_id}
+            with contextlib.suppress(MlflowException):  # somebody else may make it at this moment
+                return str(self._client.create_experiment(self._name, artifact_location=artifacts, tags=tags))
+            found = self._client.get_experiment_by_name(self._name)
+        if found is None or found.lifecycle_stage != "active" or found.tags.get(STUDY_ID_TAG) != self._study_id:
+            raise UserError(
+                f"a study's name must be free in MLflow, but the store has an experiment {self._name!r} of somebody else's, or a "
+                "deleted one; choose another name"
+            )
+        return str(found.experiment_id)
+
+    def deliver(self, limit: int = 500) -> int:
+        """Apply pending events in their order; return how many there were."""
+        events = self._outbox.pending(limit)
+        start = 0
+        while start < len(events):
+            stop = start + 1
+            if events[start].kind == "measurement":  # those of one trial that follow each other go as one batch
+                while stop < len(events) and (events[stop].kind, events[stop].trial) == ("measurement", events[start].trial):
+                    stop += 1
+            self._apply(events[start:stop])
+            self._outbox.mark_delivered(events[stop - 1].seq)
+            start = stop
+        return len(events)
+
+    def _apply(self, events: list[Event]) -> None:
+        event = events[0]
+        run_id = self._run(PARENT if event.trial is None else event.trial, event)
+        match event.kind:
+            case "session_start":
+                self._client.log_batch(run_id, tags=_tags(event.data["tags"]))
+                self._client.update_run(run_id, status="RUNNING")
+            case "session_end":
+                self._client.set_terminated(run_id, status=event.data["status"], end_time=event.time_ms)
+            case "trial_start":
+                params = [Param(key, str(value)) for key, value in event.data["params"].items()]
+                self._client.log_batch(run_id, params=params, tags=_tags(event.data["tags"] | {STATE_TAG: "running"}))
+                self._client.update_run(run_id, status="RUNNING")
+            case "measurement":
+                self._log_metrics(run_id, events)
+            case "trial_end":
+                self._log_model(run_id, event.data["model"])
+                self._client.log_batch(run_id, tags=_tags(event.data["tags"] | {STATE_TAG: event.data["state"]}))
+                status = "FINISHED" if event.data["state"] == "finished" else "FAILED"
+                self._client.set_terminated(run_id, status=status, end_time=event.time_ms)
+            case "trial_interrupted":
+                self._client.log_batch(run_id, tags=_tags({STATE_TAG: "interrupted"}))
+                self._client.set_terminated(run_id, status="KILLED", end_time=event.time_ms)
+
+    def _log_metrics(self, run_id: str, events: list[Event]) -> None:
+        """Log the metrics of several steps; a step's timestamp is the trial's start plus a millisecond a step."""
+        start_ms = self._start_ms(run_id, events[0].trial)
+        metrics = [
+            Metric(name, value, start_ms + event.data["step"], event.data["step"])
+            for event in events
+            for name, value in [*event.data["metrics"].items(), ("progress", event.data["progress"])]
+        ]
+        for first in range(0, len(metrics), 1000):
+            self._client.log_batch(run_id, metrics=metrics[first : first + 1000])
+
+    def _start_ms(self, run_id: str, trial: int | None) -> int:
+        key = PARENT if trial is None else trial
+        if key not in self._starts:
+            self._starts[key] = int(self._client.get_run(run_id).info.start_time)
+        return self._starts[key]
+
+    def _log_model(self, run_id: str, address: str | None) -> None:
+        if address is None:
+            return
+        folder = Folder(address)
+        if folder.is_local:
+            self._client.log_artifacts(run_id, address, "model")
+            return
+        with tempfile.TemporaryDirectory() as staging:
+            folder.download(Path(staging))
+            self._client.log_artifacts(run_id, staging, "model")
+
+    def _run(self, trial: int, event: Event) -> str:
+        """The run of a trial, or of the study: known, found in MLflow, or made."""
+        if trial not in self._runs:
+            run_id = self._find_run(trial) or self._create_run(trial, event.time_ms)
+            self._outbox.remember_run(trial, run_id)
+            self._runs[trial] = run_id
+        return self._runs[trial]
+
+    def _find_run(self, trial: int) -> str | None:
+        found = self._client.search_runs(
+            [self._experiment_id], f"tags.`{TRIAL_TAG}` = '{trial}' and tags.`{STUDY_ID_TAG}` = '{self._study_id}'"
+        )
+        return str(found[0].info.run_id) if found else None
+
+    def _create_run(self, trial: int, start_ms: int) -> str:
+        name = self._name if trial == PARENT else f"{self._name}-{trial:04d}"
+        tags = {STUDY_TAG: self._name, STUDY_ID_TAG: self._study_id, TRIAL_TAG: str(trial), MLFLOW_RUN_NAME: name}
+        tags[MLFLOW_SOURCE_NAME] = "narrow-study"
+        if trial != PARENT:
+            tags[MLFLOW_PARENT_RUN_ID] = self._runs[PARENT]
+        run = self._client.create_run(self._experiment_id, start_time=start_ms, tags=tags, run_name=name)
+        return str(run.info.run_id)
+
+
+def _tags(tags: Mapping[str, Any]) -> list[RunTag]:
+    full = {key if key.startswith(PREFIX) else PREFIX + key: _tag_text(value) for key, value in tags.items()}
+    return [RunTag(key, value) for key, value in full.items()]
+
+
+def _tag_text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _MAX_TAG else f"{text[: _MAX_TAG // 2]}\n[...]\n{text[-_MAX_TAG // 2 :]}"
+
+
+def read_runs(tracking_uri: str, name: str) -> tuple[Run, list[Run]]:
+    """The parent run of a study and its trials' runs, by trial number.
+
+    Raises:
+        UserError: if MLflow has no such study.
+    """
+    client = connect(tracking_uri)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None or STUDY_TAG not in experiment.tags:
+        known = ", ".join(sorted(found.name for found in _study_experiments(client))) or "none yet"
+        raise UserError(f"a study must be in MLflow's store, but {tracking_uri} has no {name!r} (there: {known}); see `study list`")
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment.experiment_id], run_view_type=ViewType.ACTIVE_ONLY, max_results=_PAGE, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            break
+    numbered = sorted(((int(run.data.tags[TRIAL_TAG]), run) for run in runs if TRIAL_TAG in run.data.tags), key=lambda pair: pair[0])
+    if not numbered or numbered[0][0] != PARENT:
+        raise UserError(f"a study must have its parent run in MLflow, but {name!r} has none yet; wait for its first trial")
+    return numbered[0][1], [run for _, run in numbered[1:]]
+
+
+def _study_experiments(client: mlflow.MlflowClient) -> list[Experiment]:
+    return [found for found in client.search_experiments() if STUDY_TAG in found.tags]
+
+
+def metric_history(tracking_uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of one metric of one run, by step."""
+    history = mlflow.MlflowClient(tracking_uri).get_metric_history(run_id, metric)
+    return sorted((row.step, row.value) for row in history)
+
+
+def download_model(tracking_uri: str, run_id: str, destination: Path) -> Path:
+    """Copy a trial's model folder out of MLflow.
+
+    Raises:
+        UserError: if the run has none.
+    """
+    client = mlflow.MlflowClient(tracking_uri)
+    if not client.list_artifacts(run_id, "model"):
+        raise UserError(f"a trial must have finished to have a model, but run {run_id} has none; see `study status`")
+    destination.mkdir(parents=True, exist_ok=True)
+    return Path(client.download_artifacts(run_id, "model", str(destination)))

@@ -1,0 +1,1 @@
+"""The science: what a trial computes. Plain PyTorch; only `ray_trainable.py` knows of Ray."""

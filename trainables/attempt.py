@@ -1,0 +1,203 @@
+"""One attempt at a trial: build the experiment or go on from its checkpoint, advance it, keep it safe.
+
+Plain Python: what runs here under Ray runs the same without it.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import socket
+import sys
+import time
+import traceback
+from typing import Any
+
+import torch
+
+from trainables.checkpoints import load_checkpoint, save_checkpoint
+from trainables.experiment import DivergedError, Experiment, check_finite
+from trainables.model_files import save_model
+from trainables.protocol import Assignment, Failure, FailureCause, Measurement, Report
+from trainables.registry import load_experiment
+from trainables.storage import Folder
+
+MIN_SECONDS_BETWEEN_CHECKPOINTS = 5.0
+MAX_CHECKPOINT_SHARE = 0.05
+LOG_FILE = "log.txt"
+
+logger = logging.getLogger(__name__)
+
+
+class Attempt:
+    """Runs an assignment, one step at a time.
+
+    Nothing is built before the first `advance()`, so that a broken config or module is that trial's failure, with its
+    cause and traceback, and never the worker's.
+    """
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self._folder = Folder(assignment.folder)
+        self._experiment: Experiment | None = None
+        self._config: Any = None
+        self._measurements: list[Measurement] = []
+        self._saved_step = 0
+        self._saved_at = time.monotonic()
+        self._save_seconds = 0.0
+        self._log = _TrialLog()
+
+    def advance(self) -> Report:
+        """Make one step, or only report where nothing is left to do; never raises for what the experiment did."""
+        num_known = len(self._measurements)
+        try:
+            with self._log.capture():
+                finished = self._advance()
+        except torch.AcceleratorError:
+            raise  # the device is in an unknown state: this worker must go
+        except Exception as error:
+            self._log.write(traceback.format_exc())
+            self._write_log()
+            return self._report(self._measurements[num_known:], failure=_failure(error))
+        return self._report(self._measurements[num_known:], finished=finished)
+
+    def close(self) -> None:
+        """Keep the work since the last checkpoint: the attempt ends here, the trial may go on elsewhere."""
+        if self._experiment is not None and self._measurements and self._measurements[-1].step > self._saved_step:
+            self._save()
+
+    def _advance(self) -> bool:
+        experiment = self._experiment or self._begin()
+        if experiment.progress < 1.0:
+            step = len(self._measurements) + 1
+            metrics = dict(experiment.step())
+            check_finite(metrics, where=f"step {step}")
+            self._check_names(metrics, experiment)
+            self._measurements.append(Measurement(step=step, metrics=metrics, progress=experiment.progress))
+        finished = experiment.progress == 1.0
+        if finished:
+            save_model(self._folder.child("model"), self.assignment.experiment, experiment, self._config)
+        if finished or self._checkpoint_is_due():
+            self._save()
+        return finished
+
+    def _begin(self) -> Experiment:
+        assignment = self.assignment
+        sys.path.extend(path for path in assignment.import_paths if path not in sys.path)
+        torch.set_num_threads(max(1, int(assignment.num_cpus)))
+        experiment_class = load_experiment(assignment.experiment)
+        try:
+            self._config = experiment_class.Config(**assignment.config)
+        except (TypeError, ValueError) as error:
+            raise InvalidConfigError(str(error)) from error
+        device = torch.device("cuda" if assignment.num_gpus > 0 else "cpu")
+        experiment = experiment_class(self._config, device=device)
+        self._log.restore(self._folder)
+        logger.info("trial %d, attempt %d, on %s (pid %d), %s", assignment.trial, assignment.attempt, _HOST, os.getpid(), device)
+        state = load_checkpoint(self._folder.child("checkpoints"))
+        if state is not None:
+            experiment.load_state_dict(state["experiment"])
+            self._measurements = [Measurement(**fields) for fields in state["measurements"]]
+            self._saved_step = len(self._measurements)
+            logger.info("goes on from its checkpoint after step %d", self._saved_step)
+        self._experiment = experiment
+        return experiment
+
+    def _check_names(self, metrics: dict[str, float], experiment: Experiment) -> None:
+        declared = {metric.name for metric in experiment.METRICS}
+        if metrics.keys() != declared:
+            raise ValueError(
+                f"step() must return exactly METRICS, but missing are {sorted(declared - metrics.keys())} and undeclared "
+                f"{sorted(metrics.keys() - declared)}; declare a Metric for each"
+            )
+
+    def _checkpoint_is_due(self) -> bool:
+        wait = max(MIN_SECONDS_BETWEEN_CHECKPOINTS, self._save_seconds / MAX_CHECKPOINT_SHARE)
+        return time.monotonic() - self._saved_at >= wait
+
+    def _save(self) -> None:
+        start = time.monotonic()
+        assert self._experiment is not None
+        state = {
+            "experiment": self._experiment.state_dict(),
+            "measurements": [
+                {"step": m.step, "metrics": m.metrics, "progress": m.progress} for m in self._measurements
+            ],
+        }
+        self._write_log()
+        save_checkpoint(self._folder.child("checkpoints"), len(self._measurements), state)
+        self._saved_step = len(self._measurements)
+        self._saved_at = time.monotonic()
+        self._save_seconds = self._saved_at - start
+
+    def _write_log(self) -> None:
+        self._folder.write(LOG_FILE, self._log.text().encode())
+
+    def _report(
+        self, measurements: list[Measurement], *, finished: bool = False, failure: Failure | None = None
+    ) -> Report:
+        return Report(
+            trial=self.assignment.trial,
+            attempt=self.assignment.attempt,
+            measurements=measurements,
+            finished=finished,
+            failure=failure,
+            host=_HOST,
+            pid=os.getpid(),
+        )
+
+
+class InvalidConfigError(ValueError):
+    """The experiment's Config refused its arguments."""
+
+
+class _TrialLog(logging.Handler):
+    """Collects what an experiment logs and prints, for the trial's own log file."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self._buffer = io.StringIO()
+
+    def restore(self, folder: Folder) -> None:
+        """Put the lines of earlier attempts first."""
+        with contextlib.suppress(FileNotFoundError):
+            self._buffer = io.StringIO(text := folder.read(LOG_FILE).decode() + self._buffer.getvalue())
+            self._buffer.seek(len(text))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.write(self.format(record) + "\n")
+
+    def write(self, text: str) -> None:
+        self._buffer.write(text)
+
+    def text(self) -> str:
+        return self._buffer.getvalue()
+
+    @contextlib.contextmanager
+    def capture(self) -> Any:
+        """Send this package's log, everybody's warnings and printed lines here."""
+        science, root = logging.getLogger("trainables"), logging.getLogger()
+        level = science.level
+        root.addHandler(self)
+        science.setLevel(logging.INFO)
+        try:
+            with contextlib.redirect_stdout(self._buffer):
+                yield
+        finally:
+            science.setLevel(level)
+            root.removeHandler(self)
+
+
+_HOST = socket.gethostname()
+
+
+def _failure(error: Exception) -> Failure:
+    cause: FailureCause = "bug"
+    if isinstance(error, DivergedError):
+        cause = "diverged"
+    elif isinstance(error, InvalidConfigError):
+        cause = "invalid_config"
+    elif isinstance(error, MemoryError | torch.OutOfMemoryError):
+        cause = "out_of_memory"
+    return Failure(cause=cause, error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())

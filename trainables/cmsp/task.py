@@ -1,0 +1,106 @@
+"""Compositional multitask sparse parity: the task, drawn entirely on the device.
+
+Axes: P networks, B samples, Y bytes of task bits, C codes, M control bits (one an atom), N task bits, I = M + N inputs.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from trainables.experiment import require
+from trainables.randomness import draw_words
+
+Code = tuple[int, ...]
+"""The atoms that are active in a sample: one for an atomic subtask, several for a composite."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """Which bits an atom owns: atom i owns task bits i*k .. i*k+k-1; those that no atom owns are distractors.
+
+    Source: arXiv:2505.15811, section 2 (control bits, disjoint subsets, codes).
+    """
+
+    num_task_bits: int
+    num_atoms: int
+    bits_per_atom: int
+
+    def __post_init__(self) -> None:
+        require(self.num_atoms >= 1, "num_atoms must be at least 1", self.num_atoms, "use one control bit or more")
+        require(self.bits_per_atom >= 1, "bits_per_atom must be at least 1", self.bits_per_atom, "use 3 or 4 as the paper does")
+        owned = self.num_atoms * self.bits_per_atom
+        require(
+            self.num_task_bits >= owned,
+            f"num_task_bits must be at least num_atoms * bits_per_atom = {owned}",
+            self.num_task_bits,
+            "atoms own disjoint bits: use more task bits or fewer atoms",
+        )
+
+    @property
+    def num_inputs(self) -> int:
+        return self.num_atoms + self.num_task_bits
+
+    def positions(self, code: Code) -> list[int]:
+        """Indices, among the task bits, of those whose parity is the label of this code."""
+        k = self.bits_per_atom
+        return [atom * k + offset for atom in code for offset in range(k)]
+
+
+class Batches:
+    """Draws batches with a fixed number of samples for each code, for P networks at once.
+
+    Samples stand grouped by code, in the order of `counts`; for training and for losses the order does not matter.
+
+    Args:
+        counts: samples a network for each code; codes with none are left out.
+        key_P: one stream a network (`trainables.randomness.stream_key`), on the device that shall draw.
+    """
+
+    def __init__(self, task: Task, counts: dict[Code, int], key_P: Tensor) -> None:
+        self.counts = {code: count for code, count in counts.items() if count > 0}
+        self.num_samples = sum(self.counts.values())
+        require(self.num_samples > 0, "a batch must hold at least one sample", counts, "give some code a sample")
+        self.key_P = key_P
+        device = key_P.device
+        self._num_bytes = -(-task.num_task_bits // 8)
+        self._num_task_bits = task.num_task_bits
+        self.words_per_draw = -(-self.num_samples * self._num_bytes // 8)
+        byte = torch.arange(256, device=device)
+        self._bits_of_byte = ((byte[:, None] >> torch.arange(8, device=device)) & 1).float()
+        self._parity_of_byte = self._bits_of_byte.sum(1).remainder(2).long()
+        self._control_BM, self._mask_BY = (table.to(device) for table in self._tables(task))
+
+    def _tables(self, task: Task) -> tuple[Tensor, Tensor]:
+        """Control bits of every sample, and which bits of its bytes its label sums."""
+        controls, masks = [], []
+        for code, count in self.counts.items():
+            control_M = torch.zeros(task.num_atoms)
+            control_M[list(code)] = 1.0
+            mask_Y = torch.zeros(self._num_bytes, dtype=torch.uint8)
+            for position in task.positions(code):
+                mask_Y[position // 8] |= 1 << (position % 8)
+            controls.append(control_M.expand(count, -1))
+            masks.append(mask_Y.expand(count, -1))
+        return torch.cat(controls), torch.cat(masks)
+
+    def draw(self, index: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Draw batch number `index` of every stream: the same index gives the same batch.
+
+        Returns:
+            x_PBI: control bits, then task bits; float32, each 0.0 or 1.0.
+            y_PB: parity labels, 0 or 1; int64.
+        """
+        word_PW = draw_words(self.key_P, index * self.words_per_draw, self.words_per_draw)
+        byte_PBY = word_PW.view(torch.uint8)[:, : self.num_samples * self._num_bytes].view(
+            len(self.key_P), self.num_samples, self._num_bytes
+        )
+        task_PBN = self._bits_of_byte[byte_PBY.int()].flatten(-2)[..., : self._num_task_bits]
+        control_PBM = self._control_BM.expand(len(self.key_P), -1, -1)
+        return torch.cat([control_PBM, task_PBN], dim=-1), self._labels(byte_PBY)
+
+    def _labels(self, byte_PBY: Tensor) -> Tensor:
+        folded_PB, *others = (byte_PBY & self._mask_BY).unbind(-1)
+        for other_PB in others:
+            folded_PB = folded_PB ^ other_PB
+        return self._parity_of_byte[folded_PB.int()]

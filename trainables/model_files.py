@@ -1,0 +1,46 @@
+"""A trained model as two files: `model.safetensors` and `experiment.json`, from which it is built again.
+
+No file of a model's folder is ever executed or unpickled.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from trainables.experiment import Experiment
+from trainables.registry import load_experiment
+from trainables.storage import Folder
+
+TENSORS_FILE = "model.safetensors"
+RECIPE_FILE = "experiment.json"
+
+
+def save_model(folder: Folder, name: str, experiment: Experiment, config: Any) -> None:
+    """Write an experiment's trained networks and the config that rebuilds them.
+
+    Args:
+        name: the experiment, as `trainables.registry.load_experiment` takes it.
+    """
+    folder.write(TENSORS_FILE, safetensors.torch.save(experiment.model_tensors()))
+    recipe = {"experiment": name, "config": dataclasses.asdict(config)}
+    folder.write(RECIPE_FILE, json.dumps(recipe, indent=2).encode())
+
+
+def load_model(folder: str | Path) -> Any:
+    """Build the trained networks of a folder that `save_model` wrote: whatever its experiment's `rebuild` returns.
+
+    Raises:
+        ValueError: if the folder does not hold both files.
+    """
+    place = Folder(folder)
+    try:
+        recipe, tensors = json.loads(place.read(RECIPE_FILE)), safetensors.torch.load(place.read(TENSORS_FILE))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"a model folder must hold {RECIPE_FILE} and {TENSORS_FILE}, but {error}; download a trial's `model` artifact"
+        ) from error
+    experiment = load_experiment(recipe["experiment"])
+    return experiment.rebuild(experiment.Config(**recipe["config"]), tensors)

@@ -1,0 +1,87 @@
+"""What a study tells a worker, and what the worker reports back: plain values that travel as JSON."""
+
+import dataclasses
+import json
+from typing import Any, Literal, Self
+
+FailureCause = Literal["diverged", "out_of_memory", "invalid_config", "bug", "worker_lost", "node_lost", "preempted"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Assignment:
+    """One attempt at one trial.
+
+    Attributes:
+        experiment: name for `trainables.registry.load_experiment`.
+        config: keyword arguments of the experiment's Config.
+        trial: number of the trial in its study, from 0.
+        attempt: 1 for the first try of a trial; one more each time it is handed out again.
+        folder: where the trial's checkpoints, model and log are kept (`trainables.storage.Folder`).
+        num_cpus, num_gpus: what the trial was given; torch's threads follow num_cpus.
+        import_paths: folders that a user's own modules are imported from.
+    """
+
+    experiment: str
+    config: dict[str, Any]
+    trial: int
+    attempt: int
+    folder: str
+    num_cpus: float
+    num_gpus: float
+    import_paths: list[str]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        return cls(**json.loads(text))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """What one step of the experiment returned, with the progress after it."""
+
+    step: int
+    metrics: dict[str, float]
+    progress: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """Why a trial cannot go on."""
+
+    cause: FailureCause
+    error: str
+    traceback: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """The answer to one request to advance.
+
+    Attributes:
+        measurements: new ones, oldest first. The first report of an attempt repeats those of its checkpoint, in case the
+            study never heard them: they are told apart by their step.
+        finished: nothing is left to do, and the model is in the trial's folder.
+        failure: the trial is over without a result.
+        host, pid: the worker's.
+    """
+
+    trial: int
+    attempt: int
+    measurements: list[Measurement]
+    finished: bool
+    failure: Failure | None
+    host: str
+    pid: int
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        fields = json.loads(text)
+        fields["measurements"] = [Measurement(**measurement) for measurement in fields["measurements"]]
+        fields["failure"] = fields["failure"] and Failure(**fields["failure"])
+        return cls(**fields)

@@ -1,0 +1,33 @@
+"""Which experiments there are: one line each. A new experiment is one more line here."""
+
+import importlib
+
+from trainables.experiment import Experiment
+
+EXPERIMENTS: dict[str, str] = {
+    "cmsp_curriculum": "trainables.cmsp.curriculum:Curriculum",
+}
+
+
+def load_experiment(name: str) -> type[Experiment]:
+    """Import an experiment class.
+
+    Args:
+        name: a name of `EXPERIMENTS`, or `module:Class` of somebody's own.
+
+    Raises:
+        ValueError: if there is no such experiment.
+    """
+    if ":" not in name and name not in EXPERIMENTS:
+        raise ValueError(
+            f"experiment must be one of {', '.join(sorted(EXPERIMENTS))} or module:Class, but got {name!r}; "
+            "a new experiment needs one line in trainables/registry.py, or its module:Class"
+        )
+    module_name, _, class_name = EXPERIMENTS.get(name, name).partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(f"experiment {name!r} must be importable, but {error}; check its module and class name") from error
+    if not (isinstance(found, type) and issubclass(found, Experiment)):
+        raise ValueError(f"experiment must be a subclass of trainables.experiment.Experiment, but got {name!r}; derive from it")
+    return found

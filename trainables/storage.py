@@ -1,0 +1,108 @@
+"""A folder of a study's storage, on a disk or on an object store: whole files in, whole files out.
+
+A reader sees a file complete or not at all: on a disk it is written beside its place, synced and renamed; an object
+store shows an object when its upload is complete.
+"""
+
+import contextlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, Self
+
+
+class Folder:
+    """One folder, by path or URI.
+
+    Args:
+        address: a local path, or `s3://bucket/key`, `gs://...`: whatever `pyarrow.fs.FileSystem.from_uri` knows.
+    """
+
+    def __init__(self, address: str | Path) -> None:
+        self.address = str(address).rstrip("/")
+        self.is_local = "://" not in self.address
+        self._remote: tuple[Any, str] | None = None
+
+    def child(self, name: str) -> Self:
+        """The folder `name` inside this one."""
+        return type(self)(f"{self.address}/{name}")
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put a whole file in its place; its readers see the old one or the new one."""
+        if not self.is_local:
+            filesystem, base = self._filesystem()
+            with filesystem.open_output_stream(f"{base}/{name}") as stream:
+                stream.write(data)
+            return
+        path = Path(self.address) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
+        _sync_folder(path.parent)
+
+    def read(self, name: str) -> bytes:
+        """Read a whole file.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+        if self.is_local:
+            return (Path(self.address) / name).read_bytes()
+        filesystem, base = self._filesystem()
+        with filesystem.open_input_stream(f"{base}/{name}") as stream:
+            return bytes(stream.read())
+
+    def names(self) -> list[str]:
+        """Names of the files here, sorted; none if the folder does not exist."""
+        if self.is_local:
+            folder = Path(self.address)
+            return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
+        from pyarrow import fs
+
+        filesystem, base = self._filesystem()
+        found = filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == fs.FileType.File)
+
+    def delete(self, name: str) -> None:
+        """Remove a file; one that is gone already is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.is_local:
+                (Path(self.address) / name).unlink()
+            else:
+                filesystem, base = self._filesystem()
+                filesystem.delete_file(f"{base}/{name}")
+
+    def download(self, destination: Path) -> None:
+        """Copy every file here into a local folder."""
+        destination.mkdir(parents=True, exist_ok=True)
+        for name in self.names():
+            if self.is_local:
+                shutil.copyfile(Path(self.address) / name, destination / name)
+            else:
+                (destination / name).write_bytes(self.read(name))
+
+    def _filesystem(self) -> tuple[Any, str]:
+        if self._remote is None:
+            from pyarrow import fs
+
+            self._remote = fs.FileSystem.from_uri(self.address)
+        return self._remote
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
