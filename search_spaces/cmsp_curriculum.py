@@ -103,9 +103,7 @@ def paper() -> StudySpace:
     )
 
 
-def _suggest_breadth(
-    trial: "optuna.Trial", *, composite_size: int, unrelated: int = 0, intermediate: int = 0
-) -> dict[str, Any]:
+def _suggest_breadth(trial: "optuna.Trial", *, composite_size: int, unrelated: int = 0, intermediate: int = 0) -> dict[str, Any]:
     """Draw what is in the mixture, and the composite's share of it where there is anything else."""
     breadth = {"related_atoms": trial.suggest_int("related_atoms", 0, composite_size)}
     if unrelated:

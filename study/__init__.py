@@ -1,14 +1,14 @@
 """Launch distributed hyperparameter studies, resume them, and ask them for Pareto fronts.
 
-    from study import launch, open_study
+from study import launch, open_study
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from study.query import open_study as open_study
     from study.run import launch as launch
     from study.run import resume as resume
-    from study.query import open_study as open_study
 
 __all__ = ["launch", "open_study", "resume"]
 _HOMES = {"launch": "study.run", "resume": "study.run", "open_study": "study.query"}

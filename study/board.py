@@ -95,7 +95,8 @@ class Board:
     def _tell(self, line: str) -> None:
         """Plain output only: a terminal shows it in the front."""
         if not self._live:
-            self._console.print(f"[{self._num_over}/{self._spec.num_trials}] {line}{self._time_left()}", highlight=False, markup=False)
+            count = f"[{self._num_over}/{self._spec.num_trials}]"
+            self._console.print(f"{count} {line}{self._time_left()}", highlight=False, markup=False)
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False)

@@ -69,7 +69,8 @@ def show(entries: list[dict[str, Any]], console: Console) -> None:
             objectives = ", ".join(f"{goal} {name}" for name, goal in space["objectives"].items())
             constraints = f" subject to {', '.join(space['constraints'])}" if space["constraints"] else ""
             console.print(f"    {objectives}{constraints}; {space['num_trials']} trials", highlight=False)
-            console.print("    " + "; ".join(f"{name}: {values}" for name, values in space["parameters"].items()), markup=False, highlight=False)
+            parameters = "; ".join(f"{name}: {values}" for name, values in space["parameters"].items())
+            console.print(f"    {parameters}", markup=False, highlight=False)
         console.print()
 
 

@@ -24,9 +24,9 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(help="The study's name.", metavar="NAME")]
-TrackingUri = Annotated[str | None, typer.Option(help="MLflow's address; by default the one the study was launched with.")]
+TrackingUri = Annotated[str | None, typer.Option(help="MLflow's address; by default the one of the launch.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Trials = Annotated[int | None, typer.Option(help="Finished, stopped and failed trials in all; by default the space's own number.")]
+Trials = Annotated[int | None, typer.Option(help="Finished, stopped and failed trials in all; by default the space's number.")]
 TimeBudget = Annotated[float | None, typer.Option(help="Stop after this many seconds; `study resume` goes on.")]
 MaxConcurrent = Annotated[int | None, typer.Option(help="Trials at once; by default as many as fit.")]
 Address = Annotated[str | None, typer.Option(help="A Ray cluster, host:port or auto; by default this machine.")]
@@ -44,7 +44,7 @@ def launch(
     cpus_per_trial: Annotated[float | None, typer.Option(help="By default what the space says.")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="Fractions share a GPU; by default what the space says.")] = None,
     address: Address = None,
-    storage: Annotated[str | None, typer.Option(help="Folder or s3://... for checkpoints and models; by default in $STUDY_HOME.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Folder or s3://... for checkpoints; by default in $STUDY_HOME.")] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow's address; by default a database in $STUDY_HOME.")] = None,
 ) -> None:
     """Run a study: search a space, trial by trial, and record everything in MLflow."""
@@ -140,7 +140,9 @@ def status(name: Name, tracking_uri: TrackingUri = None, as_json: AsJson = False
     for row in trials:
         state = row.state if row.failure is None else f"{row.state} ({row.failure.cause})"
         values = (short(row.metrics.get(o.metric, "-")) for o in study.objectives)
-        table.add_row(str(row.number), state, f"{row.metrics.get('progress', 0):.0%}", *values, str(row.attempts), row.host or "-")
+        table.add_row(
+            str(row.number), state, f"{row.metrics.get('progress', 0):.0%}", *values, str(row.attempts), row.host or "-"
+        )
     console = _console()
     console.print(table)
     shown = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no trials yet"
@@ -170,12 +172,12 @@ def pareto(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Show the Pareto front: the trials that no other trial beats in every objective."""
-    from study import report
+    from study import pictures, report
 
     study = _open(name, tracking_uri)
     front = study.front()
     if plot is not None:
-        report.plot_front(study, front, plot)
+        pictures.plot_front(study, front, plot)
     if as_json:
         print(json.dumps(front.to_json(), indent=2))
     elif as_csv:
@@ -205,7 +207,8 @@ def trial(
         print(json.dumps(_trial_fields(row) | {"log": log}, indent=2))
         return
     console = _console()
-    console.print(f"[bold]{name} trial {number}[/bold]: {row.state}, {row.attempts} attempt(s), on {row.host or 'no host yet'}, run {row.run_id}")
+    where = f"{row.attempts} attempt{'s'[: row.attempts > 1]}, on {row.host or 'no host yet'}, run {row.run_id}"
+    console.print(f"[bold]{name} trial {number}[/bold]: {row.state}, {where}", highlight=False)
     for title, values in (("parameters", row.params), ("metrics", row.metrics)):
         console.print(f"[bold]{title}[/bold]")
         for key, value in values.items():

@@ -1,9 +1,9 @@
 """Where studies live on this machine: `$STUDY_HOME`, one folder a study, one MLflow store for all.
 
-    $STUDY_HOME/mlflow.db            MLflow's store, unless another is named
-    $STUDY_HOME/mlartifacts/         its artifacts
-    $STUDY_HOME/studies/NAME/        spec.json, optuna.db, outbox.db, lock, writer.log
-    $STUDY_HOME/storage/NAME/        checkpoints, models and logs of the trials, unless --storage says otherwise
+$STUDY_HOME/mlflow.db            MLflow's store, unless another is named
+$STUDY_HOME/mlartifacts/         its artifacts
+$STUDY_HOME/studies/NAME/        spec.json, optuna.db, outbox.db, lock, writer.log
+$STUDY_HOME/storage/NAME/        checkpoints, models and logs of the trials, unless --storage says otherwise
 """
 
 import fcntl

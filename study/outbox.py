@@ -58,9 +58,7 @@ class Outbox:
     def put(self, kind: str, key: str, data: Mapping[str, Any], *, trial: int | None = None) -> bool:
         """Append an event unless its key is there already; return whether it was new."""
         payload = {"kind": kind, "trial": trial, "time_ms": time.time_ns() // 1_000_000, "data": dict(data)}
-        cursor = self._connection.execute(
-            "INSERT OR IGNORE INTO event (key, payload) VALUES (?, ?)", (key, json.dumps(payload))
-        )
+        cursor = self._connection.execute("INSERT OR IGNORE INTO event (key, payload) VALUES (?, ?)", (key, json.dumps(payload)))
         return cursor.rowcount == 1
 
     def pending(self, limit: int) -> list[Event]:

@@ -55,9 +55,7 @@ class ProbeTrial:
         self.values: dict[str, str] = {}
         self._random = random.Random(number)
 
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float:
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
         share = self._random.random()
         if step is not None:
             value = low + step * math.floor(share * (math.floor((high - low) / step + 1e-9) + 1))
@@ -65,7 +63,7 @@ class ProbeTrial:
             value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
         else:
             value = low + share * (high - low)
-        return self._draw(name, min(value, high), _range(low, high, step, log))
+        return float(self._draw(name, min(value, high), _range(low, high, step, log)))
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         share = self._random.random()
@@ -73,7 +71,7 @@ class ProbeTrial:
             value = min(high, int(math.exp(math.log(low) + share * (math.log(high + 1) - math.log(low)))))
         else:
             value = low + step * int(share * ((high - low) // step + 1))
-        return self._draw(name, value, _range(low, high, step if step != 1 else None, log))
+        return int(self._draw(name, value, _range(low, high, step if step != 1 else None, log)))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         return self._draw(name, choices[int(self._random.random() * len(choices))], " | ".join(map(str, choices)))

@@ -23,6 +23,7 @@ from trainables.protocol import Failure
 _CONFIG = "config"
 _ATTEMPTS = "attempts"
 _FAILURE = "failure"
+_DIRECTIONS = {"min": optuna.study.StudyDirection.MINIMIZE, "max": optuna.study.StudyDirection.MAXIMIZE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +64,14 @@ class TrialRecord:
         self._space = space
         self._constraints = [Constraint.parse(text) for text in space.constraints]
         make_wal(folder.optuna_file)
-        goals = {"min": "minimize", "max": "maximize"}
         logging.getLogger("optuna").setLevel(logging.WARNING)
-        storage = optuna.storages.RDBStorage(
-            f"sqlite:///{folder.optuna_file}", engine_kwargs={"connect_args": {"timeout": 60}}
-        )
+        storage = optuna.storages.RDBStorage(f"sqlite:///{folder.optuna_file}", engine_kwargs={"connect_args": {"timeout": 60}})
         sqlalchemy.event.listen(storage.engine, "connect", _write_without_waiting)
         storage.engine.dispose()
         self._study = optuna.create_study(
             study_name=spec.name,
             storage=storage,
-            directions=[goals[goal] for goal in spec.description.objectives.values()],
+            directions=[_DIRECTIONS[goal] for goal in spec.description.objectives.values()],
             load_if_exists=True,
         )
         trials = self._study.get_trials(deepcopy=False)

@@ -1,5 +1,6 @@
 """Launch a study, or go on with one: the two are the same."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from search_spaces.space import StudySpace
 from study.cluster import check_address, concurrency, ray_session
+from study.delivery import Delivery
 from study.errors import UserError
 from study.home import Home, StudyFolder
 from study.outbox import Outbox
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     from study.record import TrialRecord
     from study.searcher import StudySearcher
 
-_WRITER_START_SECONDS = 60
-_WRITER_END_SECONDS = 120
 _PACKAGES = ("narrow-study", "torch", "ray", "optuna", "mlflow", "numpy")
 
 
@@ -56,6 +56,11 @@ class Outcome:
     num_unfinished: int
     interrupted: bool
     time_is_up: bool
+
+    @property
+    def is_complete(self) -> bool:
+        """The budget is spent."""
+        return not self.interrupted and not self.time_is_up
 
     @property
     def exit_code(self) -> int:
@@ -188,26 +193,28 @@ def _run(
     _check_storage(spec)
     with ExitStack() as stack:
         stack.enter_context(folder.lease())
+        if not folder.exists():
+            stack.callback(_forget_if_empty, folder)
+        spec.save(folder.spec_file)
+        outbox = stack.enter_context(contextlib.closing(Outbox(folder.outbox_file)))
+        session = outbox.start_session(_session_tags(spec))
+        delivery = stack.enter_context(Delivery(folder, outbox, session, console))
         stack.enter_context(ray_session(address))
         allowed = concurrency(spec.num_cpus, spec.num_gpus, max_concurrent)
-        is_new = not folder.exists()
-        spec.save(folder.spec_file)
-        outbox = Outbox(folder.outbox_file)
-        session = outbox.start_session(_session_tags(spec))
-        try:
-            writer = _start_writer(folder, session)
-        except UserError:
-            if is_new:
-                folder.spec_file.unlink()
-                folder.outbox_file.unlink()
-            raise
+        delivery.require_ready()
         from study.record import TrialRecord  # Optuna, when everything else stands
 
         record = TrialRecord(folder, spec, space)
-        with _writing(writer, outbox, session, console) as close:
-            outcome = _tune(spec, record, outbox, allowed, time_budget_s, console)
-            close("KILLED" if outcome.interrupted or outcome.num_unfinished else "FINISHED")
+        outcome = _tune(spec, record, outbox, allowed, time_budget_s, console)
+        delivery.final_status = "FINISHED" if outcome.is_complete else "KILLED"
     return outcome
+
+
+def _forget_if_empty(folder: StudyFolder) -> None:
+    """A first launch that failed before it drew a trial leaves no study behind."""
+    if not folder.optuna_file.exists():
+        for file in (folder.spec_file, folder.outbox_file):
+            file.unlink(missing_ok=True)
 
 
 def _tune(
@@ -274,57 +281,6 @@ def _graceful_interrupt(searcher: "StudySearcher", console: Console) -> Iterator
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _start_writer(folder: StudyFolder, session: int) -> subprocess.Popen[str]:
-    """Start the process that writes to MLflow, and wait until it is connected.
-
-    Raises:
-        UserError: if MLflow does not answer, or has a study of this name that is not ours.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "study.writer", str(folder.path), str(session)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=(folder.path / "writer.log").open("a"),
-        text=True,
-        start_new_session=True,  # Ctrl-C is for the driver: the writer has to deliver what it causes
-    )
-    assert process.stdout is not None
-    answer: list[str] = []
-    reader = threading.Thread(target=lambda: answer.append(process.stdout.readline()), daemon=True)  # type: ignore[union-attr]
-    reader.start()
-    reader.join(_WRITER_START_SECONDS)
-    message = json.loads(answer[0]) if answer and answer[0] else {"error": f"MLflow's writer must start, but did not; see {folder.writer_log}"}
-    if "error" in message:
-        process.kill()
-        process.wait()
-        raise UserError(message["error"])
-    return process
-
-
-@contextmanager
-def _writing(process: subprocess.Popen[str], outbox: Outbox, session: int, console: Console) -> Iterator[Any]:
-    """Let the writer live as long as the block, then wait until it has delivered what there is."""
-    status = "KILLED"
-
-    def close(final_status: str) -> None:
-        nonlocal status
-        status = final_status
-
-    try:
-        yield close
-    finally:
-        outbox.close_session(session, status)
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            process.wait(_WRITER_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            console.print(f"MLflow is slow: {outbox.num_pending()} events are still on their way; they are not lost", markup=False)
-        if process.poll() not in (None, 0) or (process.poll() == 0 and outbox.num_pending()):
-            console.print(f"MLflow did not take {outbox.num_pending()} events; the next resume delivers them", markup=False)
-        outbox.close()
 
 
 def _check_storage(spec: StudySpec) -> None:

@@ -76,12 +76,11 @@ class StudySearcher(Searcher):
         self.interrupted = False
         self.error: Exception | None = None
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """Give Tune the next trial, nothing for now (None), or nothing for ever (FINISHED)."""
         nothing_left = not self._waiting and len(self._record) >= self._spec.num_trials
         if self.interrupted or (nothing_left and not self._live):
-            finished: str = Searcher.FINISHED
-            return finished
+            return Searcher.FINISHED
         if nothing_left or len(self._live) >= self._max_concurrent():
             return None
         draw = self._record.draw_again(self._waiting.popleft()) if self._waiting else self._record.draw()
@@ -243,7 +242,7 @@ def _cause(error: Exception) -> FailureCause:
         return "out_of_memory"
     if getattr(error, "preempted", False):
         return "preempted"
-    if isinstance(error, ray_errors.NodeDiedError) or "node" in str(error) and "died" in str(error):
+    if isinstance(error, ray_errors.NodeDiedError) or ("node" in str(error) and "died" in str(error)):
         return "node_lost"
     if isinstance(error, ray_errors.RayActorError | ray_errors.WorkerCrashedError):
         return "worker_lost"

@@ -57,7 +57,7 @@ class StudySpec:
     @property
     def identity(self) -> dict[str, Any]:
         """What makes it this study and no other: not its name, budget, resources, storage or address."""
-        fields = json.loads(json.dumps(dataclasses.asdict(self.description)))
+        fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self.description)))
         fields["parameters"] = {p["name"]: p["values"] for p in fields["parameters"]}
         fields["configs made by fixed draws"] = fields.pop("varied_digest")
         return fields | {"sampler": self.sampler, "seed": self.seed}

@@ -17,7 +17,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
 
 import mlflow
-from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME
 
@@ -194,19 +194,25 @@ def read_runs(tracking_uri: str, name: str) -> tuple[Run, list[Run]]:
     experiment = client.get_experiment_by_name(name)
     if experiment is None or STUDY_TAG not in experiment.tags:
         known = ", ".join(sorted(found.name for found in _study_experiments(client))) or "none yet"
-        raise UserError(f"a study must be in MLflow's store, but {tracking_uri} has no {name!r} (there: {known}); see `study list`")
+        raise UserError(
+            f"a study must be in MLflow's store, but {tracking_uri} has no {name!r} (there: {known}); see `study list`"
+        )
+    found = _all_runs(client, experiment.experiment_id)
+    by_number = {int(run.data.tags[TRIAL_TAG]): run for run in found if TRIAL_TAG in run.data.tags}
+    if PARENT not in by_number:
+        raise UserError(f"a study must have its parent run in MLflow, but {name!r} has none yet; wait for its first trial")
+    return by_number.pop(PARENT), [by_number[number] for number in sorted(by_number)]
+
+
+def _all_runs(client: mlflow.MlflowClient, experiment_id: str) -> list[Run]:
     runs: list[Run] = []
-    token = None
+    token: str | None = None
     while True:
-        page = client.search_runs([experiment.experiment_id], run_view_type=ViewType.ACTIVE_ONLY, max_results=_PAGE, page_token=token)
+        page = client.search_runs([experiment_id], max_results=_PAGE, page_token=token)
         runs += page
         token = page.token
         if not token:
-            break
-    numbered = sorted(((int(run.data.tags[TRIAL_TAG]), run) for run in runs if TRIAL_TAG in run.data.tags), key=lambda pair: pair[0])
-    if not numbered or numbered[0][0] != PARENT:
-        raise UserError(f"a study must have its parent run in MLflow, but {name!r} has none yet; wait for its first trial")
-    return numbered[0][1], [run for _, run in numbered[1:]]
+            return runs
 
 
 def _study_experiments(client: mlflow.MlflowClient) -> list[Experiment]:

@@ -56,7 +56,7 @@ def main(folder: Path, session: int) -> int:
 def _serve(writer: "StudyWriter", outbox: Outbox, session: int) -> None:
     driver_lives, wait, failing_since = True, _POLL_SECONDS, None
     while True:
-        if driver_lives and select.select([sys.stdin], [], [], wait)[0] and not sys.stdin.buffer.read1(1):
+        if driver_lives and select.select([sys.stdin], [], [], wait)[0] and not os.read(sys.stdin.fileno(), 1):
             driver_lives = False
             outbox.close_session(session)
         try:

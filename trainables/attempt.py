@@ -120,9 +120,7 @@ class Attempt:
         assert self._experiment is not None
         state = {
             "experiment": self._experiment.state_dict(),
-            "measurements": [
-                {"step": m.step, "metrics": m.metrics, "progress": m.progress} for m in self._measurements
-            ],
+            "measurements": [{"step": m.step, "metrics": m.metrics, "progress": m.progress} for m in self._measurements],
         }
         self._write_log()
         save_checkpoint(self._folder.child("checkpoints"), len(self._measurements), state)
@@ -133,9 +131,7 @@ class Attempt:
     def _write_log(self) -> None:
         self._folder.write(LOG_FILE, self._log.text().encode())
 
-    def _report(
-        self, measurements: list[Measurement], *, finished: bool = False, failure: Failure | None = None
-    ) -> Report:
+    def _report(self, measurements: list[Measurement], *, finished: bool = False, failure: Failure | None = None) -> Report:
         return Report(
             trial=self.assignment.trial,
             attempt=self.assignment.attempt,

@@ -91,9 +91,7 @@ class Curriculum(Experiment):
         config = self.config
         evaluated = [config.composite, *[(atom,) for atom in config.composite]]
         self._training = Batches(config.task, config.counts, self._keys("training"))
-        self._evaluation = Batches(
-            config.task, dict.fromkeys(evaluated, config.samples_per_evaluation), self._keys("evaluation")
-        )
+        self._evaluation = Batches(config.task, dict.fromkeys(evaluated, config.samples_per_evaluation), self._keys("evaluation"))
 
     def _keys(self, purpose: str) -> Tensor:
         return torch.tensor([stream_key(self.config.seed + lane, purpose) for lane in self._lanes], device=self.device)
@@ -191,9 +189,9 @@ class Curriculum(Experiment):
     def model_tensors(self) -> dict[str, Tensor]:
         """Parameters of every seed's network, as it converged or as it is now: `parameters`, of shape (S, F)."""
         current = dict(zip(self._lanes, self._population.parameter_PF, strict=True))
-        flat_SF = torch.stack([
-            current[seed] if (final := self._final[seed]) is None else final for seed in range(self.config.num_seeds)
-        ])
+        flat_SF = torch.stack(
+            [current[seed] if (final := self._final[seed]) is None else final for seed in range(self.config.num_seeds)]
+        )
         return {"parameters": flat_SF.cpu().contiguous()}
 
     @classmethod

@@ -150,4 +150,3 @@ class CurriculumConfig:
             samples_per_evaluation=256,
             updates_per_step=100,
         )
-

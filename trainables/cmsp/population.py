@@ -11,6 +11,7 @@ Axes: P networks, B samples, I inputs, H hidden units, O outputs, F all paramete
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class Shape:
     def layers(self) -> list[tuple[int, int]]:
         """(inputs, outputs) of every linear layer."""
         sizes = [self.num_inputs, *[self.width] * (self.depth - 1), NUM_CLASSES]
-        return list(zip(sizes[:-1], sizes[1:], strict=True))
+        return list(pairwise(sizes))
 
     @property
     def num_parameters(self) -> int:
