@@ -83,6 +83,14 @@ def _stairs(front: Front, x: Objective, y: Objective) -> tuple[list[float], list
     return [point[0] for point in points], [point[1] for point in points]
 
 
+def _captions(front: Front, x: Objective, y: Objective) -> dict[tuple[float, float], str]:
+    """Trial numbers beside the points of a front that is small enough for them."""
+    places: dict[tuple[float, float], list[str]] = {}
+    for row in front.rows if len(front.rows) <= 12 else ():
+        places.setdefault((float(_value(row, x.metric)), float(_value(row, y.metric))), []).append(str(row.number))
+    return {place: ", ".join(numbers) for place, numbers in places.items()}
+
+
 def _value(row: TrialRow, name: str) -> Any:
     return row.number if name == "trial" else row.metrics.get(name, row.params.get(name))
 
@@ -108,6 +116,7 @@ def _draw_image(study: Study, front: Front, marks: Sequence[_Mark], path: Path) 
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import EngFormatter, LogLocator
 
     panels = _panels(front)
     figure, axes = plt.subplots(1, len(panels), figsize=(3 + 5.8 * len(panels), 5.2), squeeze=False, layout="constrained")
@@ -123,12 +132,15 @@ def _draw_image(study: Study, front: Front, marks: Sequence[_Mark], path: Path) 
                 color=[tuple(c / 255 for c in mark.color)], label=label, zorder=2 + (mark.kind == "front"),
                 linewidths=0 if mark.kind == "dominated" else 1.3, **style,
             )  # fmt: skip
-        for row in front.rows if len(front.rows) <= 12 else ():
-            place = (float(_value(row, x.metric)), float(_value(row, y.metric)))
-            axis.annotate(str(row.number), place, xytext=(7, 5), textcoords="offset points", fontsize=8.5, color=_INK)
+        for place, text in _captions(front, x, y).items():
+            axis.annotate(text, place, xytext=(7, 5), textcoords="offset points", fontsize=8.5, color=_INK)
         axis.set(xlabel=_label(x), ylabel=_label(y))
-        axis.set_xscale("log" if x.metric in study.log_scale else "linear")
-        axis.set_yscale("log" if y.metric in study.log_scale else "linear")
+        for objective, side, set_scale in ((x, axis.xaxis, axis.set_xscale), (y, axis.yaxis, axis.set_yscale)):
+            if objective.metric in study.log_scale:
+                set_scale("log")
+                side.set_major_formatter(EngFormatter(sep=""))
+                side.set_minor_formatter(EngFormatter(sep=""))
+                side.set_minor_locator(LogLocator(subs=(2, 5)))
         axis.grid(True, which="both", color=_GRID, linewidth=0.7, zorder=0)
         axis.spines[["top", "right"]].set_visible(False)
     handles, labels = axes[0][-1].get_legend_handles_labels()

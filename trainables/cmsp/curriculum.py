@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainables.cmsp.curriculum_config import CurriculumConfig
-from trainables.cmsp.population import Population, split_layers
+from trainables.cmsp.population import Population, unpadded_layers
 from trainables.cmsp.task import Batches
 from trainables.experiment import DivergedError, Experiment, Metric
 from trainables.randomness import generator, stream_key
@@ -187,22 +187,31 @@ class Curriculum(Experiment):
         self._make_batches()
 
     def model_tensors(self) -> dict[str, Tensor]:
-        """Parameters of every seed's network, as it converged or as it is now: `parameters`, of shape (S, F)."""
+        """Every seed's network, as it converged or as it is now.
+
+        Returns:
+            for layer 0, 1, ...: `layer0.weight` of shape (S, outputs, inputs) and `layer0.bias` of shape (S, outputs).
+        """
         current = dict(zip(self._lanes, self._population.parameter_PF, strict=True))
         flat_SF = torch.stack(
             [current[seed] if (final := self._final[seed]) is None else final for seed in range(self.config.num_seeds)]
-        )
-        return {"parameters": flat_SF.cpu().contiguous()}
+        ).cpu()
+        tensors = {}
+        for layer, (weight_SIO, bias_SO) in enumerate(unpadded_layers(self.config.shape, flat_SF)):
+            tensors[f"layer{layer}.weight"] = weight_SIO.mT.contiguous()
+            tensors[f"layer{layer}.bias"] = bias_SO.contiguous()
+        return tensors
 
     @classmethod
     def rebuild(cls, config: CurriculumConfig, tensors: Mapping[str, Tensor]) -> list[torch.nn.Sequential]:
         """One torch.nn.Sequential a seed: control bits and task bits in, two logits out."""
         networks = []
-        for flat_F in tensors["parameters"]:
+        for seed in range(config.num_seeds):
             modules: list[torch.nn.Module] = []
-            for weight_PIO, bias_P1O in split_layers(config.shape, flat_F[None]):
-                linear = torch.nn.Linear(*weight_PIO.shape[1:])
-                linear.load_state_dict({"weight": weight_PIO[0].T, "bias": bias_P1O[0, 0]})
+            for layer, (fan_in, fan_out) in enumerate(config.shape.layers):
+                linear = torch.nn.Linear(fan_in, fan_out)
+                names = ("weight", "bias")
+                linear.load_state_dict({name: tensors[f"layer{layer}.{name}"][seed] for name in names})
                 modules += [linear, torch.nn.ReLU()]
             networks.append(torch.nn.Sequential(*modules[:-1]))
         return networks

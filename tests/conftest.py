@@ -1,0 +1,20 @@
+"""What all tests share: a study home of their own, and science run as trials run it."""
+
+import os
+from pathlib import Path
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty study home."""
+    path = tmp_path / "home"
+    monkeypatch.setenv("STUDY_HOME", str(path))
+    return path

@@ -1,0 +1,133 @@
+"""What every registered experiment promises. A new line in the registry is tested here without a change."""
+
+import dataclasses
+import inspect
+import io
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from trainables.experiment import Experiment
+from trainables.model_files import load_model, save_model
+from trainables.registry import EXPERIMENTS, load_experiment
+from trainables.storage import Folder
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=sorted(EXPERIMENTS))
+def experiment_class(request: pytest.FixtureRequest) -> type[Experiment]:
+    return load_experiment(request.param)
+
+
+def make(experiment_class: type[Experiment]) -> Experiment:
+    return experiment_class(experiment_class.Config.tiny(), device=CPU)
+
+
+def run(experiment: Experiment) -> list[dict[str, float]]:
+    reports = []
+    while experiment.progress < 1.0:
+        reports.append(experiment.step())
+    return reports
+
+
+def test_same_config_gives_the_same_numbers(experiment_class):
+    assert run(make(experiment_class)) == run(make(experiment_class))
+
+
+def test_numbers_do_not_depend_on_global_generators(experiment_class):
+    first = run(make(experiment_class))
+    torch.manual_seed(12345)
+    assert run(make(experiment_class)) == first
+
+
+def test_saving_and_loading_at_every_step_changes_nothing(experiment_class):
+    interrupted, reports = make(experiment_class), []
+    while interrupted.progress < 1.0:
+        reports.append(interrupted.step())
+        stored = io.BytesIO()
+        torch.save(interrupted.state_dict(), stored)
+        stored.seek(0)
+        interrupted = make(experiment_class)
+        interrupted.load_state_dict(torch.load(stored, weights_only=True))
+    straight = make(experiment_class)
+    assert reports == run(straight)
+    for name, tensor in straight.model_tensors().items():
+        assert torch.equal(tensor, interrupted.model_tensors()[name]), name
+
+
+def test_a_state_is_a_snapshot_that_later_steps_leave_alone(experiment_class):
+    experiment = make(experiment_class)
+    experiment.step()
+    state = experiment.state_dict()
+    rest = run(experiment)
+    again = make(experiment_class)
+    again.load_state_dict(state)
+    assert run(again) == rest
+
+
+def test_step_returns_exactly_the_declared_metrics_all_finite(experiment_class):
+    declared = {metric.name for metric in experiment_class.METRICS}
+    for report in run(make(experiment_class)):
+        assert report.keys() == declared
+        assert all(abs(value) < float("inf") for value in report.values())
+
+
+def test_progress_never_falls_and_ends_at_exactly_one(experiment_class):
+    experiment, seen = make(experiment_class), [0.0]
+    while experiment.progress < 1.0:
+        experiment.step()
+        seen.append(experiment.progress)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+
+
+def test_config_is_frozen_keyword_only_and_survives_json(experiment_class):
+    config = experiment_class.Config.tiny()
+    again = experiment_class.Config(**json.loads(json.dumps(dataclasses.asdict(config))))
+    assert again == config
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, dataclasses.fields(config)[0].name, None)
+
+
+def test_every_config_field_is_documented(experiment_class):
+    source = inspect.getsource(experiment_class.Config)
+    for field in dataclasses.fields(experiment_class.Config):
+        following = source.split(f"    {field.name}:", 1)[1].split("\n", 2)[1]
+        assert following.strip().startswith('"""'), f"{field.name} needs a line: meaning, unit, range, the paper's value"
+
+
+def test_models_survive_their_files(experiment_class, tmp_path):
+    experiment = make(experiment_class)
+    run(experiment)
+    name = next(name for name in EXPERIMENTS if load_experiment(name) is experiment_class)
+    save_model(Folder(tmp_path), name, experiment, experiment_class.Config.tiny())
+    direct = experiment_class.rebuild(experiment_class.Config.tiny(), experiment.model_tensors())
+    for loaded, expected in zip(networks(load_model(tmp_path)), networks(direct), strict=True):
+        for ours, theirs in zip(loaded.parameters(), expected.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def networks(rebuilt: Any) -> list[torch.nn.Module]:
+    return list(rebuilt) if isinstance(rebuilt, list | tuple) else [rebuilt]
+
+
+def test_tiny_ends_within_ten_seconds(experiment_class):
+    start = time.monotonic()
+    run(make(experiment_class))
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+def test_importing_an_experiment_loads_no_service(name):
+    code = (
+        f"import sys; from trainables.registry import load_experiment; load_experiment({name!r});"
+        "print([m for m in ('ray', 'optuna', 'mlflow', 'pyarrow', 'pandas', 'study') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
