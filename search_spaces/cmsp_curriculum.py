@@ -70,7 +70,12 @@ def cpu() -> StudySpace:
         constraints=_CONSTRAINTS,
         log_scale=_OBJECTIVES,
         color_by="related_atoms",
-        num_trials=24,
+        first_trials=(
+            # the broad and the narrow arm of the paper's Fig 2, at this size
+            {"related_atoms": 3, "unrelated_atoms": 0, "composite_share": 0.25, "depth": 3, "width": 128, "learning_rate": 1e-3},
+            {"related_atoms": 0, "unrelated_atoms": 0, "depth": 3, "width": 128, "learning_rate": 1e-3},
+        ),
+        num_trials=36,
     )
 
 
@@ -98,6 +103,15 @@ def paper() -> StudySpace:
         constraints=_CONSTRAINTS,
         log_scale=_OBJECTIVES,
         color_by="related_atoms",
+        first_trials=tuple(
+            {"unrelated_atoms": 0, "intermediate_composites": 0, "learning_rate": 1e-3} | arm
+            for arm in (
+                {"related_atoms": 4, "composite_share": 0.2, "depth": 3, "width": 128},
+                {"related_atoms": 0, "depth": 3, "width": 128},
+                {"related_atoms": 4, "composite_share": 0.2, "depth": 2, "width": 128},
+                {"related_atoms": 4, "composite_share": 0.2, "depth": 2, "width": 361},
+            )
+        ),
         num_trials=100,
         num_gpus=1,
     )

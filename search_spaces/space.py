@@ -23,6 +23,7 @@ class StudySpace:
         constraints: `"metric >= number"` or `"metric <= number"`; a trial that breaks one is infeasible and on no front.
         log_scale: objectives that pictures show on a logarithmic axis.
         color_by: the parameter or metric that colours trials in pictures.
+        first_trials: parameters of the trials that are run before the sampler draws any: settings known to matter.
         num_trials: how many trials a study makes unless told otherwise.
         num_cpus, num_gpus: what one trial needs; fractions share a device.
     """
@@ -33,6 +34,7 @@ class StudySpace:
     constraints: tuple[str, ...] = ()
     log_scale: tuple[str, ...] = ()
     color_by: str | None = None
+    first_trials: tuple[Mapping[str, Any], ...] = ()
     num_trials: int = 20
     num_cpus: float = 1
     num_gpus: float = 0

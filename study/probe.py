@@ -43,16 +43,23 @@ class SpaceDescription:
     constraints: tuple[str, ...]
     parameters: tuple[Parameter, ...]
     fixed: dict[str, Any]
+    first_trials: tuple[Mapping[str, Any], ...]
     varied_digest: str
 
 
 class ProbeTrial:
-    """Stands in for an Optuna trial: draws from a generator that no library version changes."""
+    """Stands in for an Optuna trial: draws from a generator that no library version changes.
 
-    def __init__(self, number: int) -> None:
+    Args:
+        number: seeds the draws.
+        given: parameters that are not drawn.
+    """
+
+    def __init__(self, number: int, given: Mapping[str, Any] | None = None) -> None:
         self.number = number
         self.params: dict[str, Any] = {}
         self.values: dict[str, str] = {}
+        self._given = dict(given or {})
         self._random = random.Random(number)
 
     def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
@@ -78,7 +85,7 @@ class ProbeTrial:
 
     def _draw(self, name: str, value: Any, values: str) -> Any:
         self.values.setdefault(name, values)
-        return self.params.setdefault(name, value)
+        return self.params.setdefault(name, self._given.get(name, value))
 
 
 def _range(low: float, high: float, step: float | None, log: bool) -> str:
@@ -110,6 +117,8 @@ def describe_space(space: StudySpace) -> SpaceDescription:
             )
     trials = [ProbeTrial(number) for number in range(NUM_PROBES)]
     configs = [_config_of(space, experiment.Config, trial) for trial in trials]
+    for number, given in enumerate(space.first_trials):
+        _check_first_trial(space, experiment.Config, number, given)
     keys = sorted({key for config in configs for key in config})
     fixed = {key: configs[0][key] for key in keys if all(config.get(key) == configs[0].get(key) for config in configs)}
     varied = [{key: value for key, value in config.items() if key not in fixed} for config in configs]
@@ -127,8 +136,19 @@ def describe_space(space: StudySpace) -> SpaceDescription:
             for name in names
         ),
         fixed=fixed,
+        first_trials=tuple(dict(given) for given in space.first_trials),
         varied_digest=_digest(varied),
     )
+
+
+def _check_first_trial(space: StudySpace, config_class: Any, number: int, given: Mapping[str, Any]) -> None:
+    trial = ProbeTrial(number, given)
+    _config_of(space, config_class, trial)
+    if trial.params != dict(given):
+        raise UserError(
+            f"a first trial must give exactly the parameters that its config draws, but {dict(given)} draws "
+            f"{sorted(trial.params)}; add or remove what differs"
+        )
 
 
 def _digest(configs: list[dict[str, Any]]) -> str:

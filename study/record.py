@@ -93,11 +93,17 @@ class TrialRecord:
         """Draw a new trial and commit it."""
         number = len(self)
         self._study.sampler = make_sampler(self._spec.sampler, self._spec.seed, number)
-        trial = self._study.ask()
+        trial = self._ask_given(number) if number < len(self._space.first_trials) else self._study.ask()
         if trial.number != number:
             raise RuntimeError(f"a study must have one writer, but trial {number} came as {trial.number}; stop the other one")
         self._trial_ids.append(trial._trial_id)
         return self._hand_out(trial)
+
+    def _ask_given(self, number: int) -> optuna.Trial:
+        """Make a trial with given parameters in one commit; Optuna's own queue needs two."""
+        given = {"fixed_params": dict(self._space.first_trials[number])}
+        template = optuna.trial.create_trial(state=TrialState.RUNNING, system_attrs=given)
+        return optuna.Trial(self._study, self._study._storage.create_new_trial(self._study._study_id, template))
 
     def draw_again(self, number: int) -> Draw:
         """Hand out a trial that did not end: same number, same config, one attempt more."""

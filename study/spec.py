@@ -81,7 +81,8 @@ class StudySpec:
         fields = json.loads(path.read_text())
         description = fields["description"]
         description["parameters"] = tuple(Parameter(**parameter) for parameter in description["parameters"])
-        description["constraints"] = tuple(description["constraints"])
+        for key in ("constraints", "first_trials"):
+            description[key] = tuple(description[key])
         fields["description"] = SpaceDescription(**description)
         return cls(**fields)
 

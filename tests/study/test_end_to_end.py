@@ -1,0 +1,162 @@
+"""One study from launch to front, through Ray, Optuna and MLflow as they are."""
+
+import json
+import math
+
+import commands
+import mlflow
+import pytest
+import torch
+from rich.console import Console
+
+from study import launch, open_study
+from study.errors import UserError
+from trainables.cmsp.curriculum import Curriculum
+
+METRICS = {metric.name for metric in Curriculum.METRICS}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def t1(home):
+    """A finished study of six trials, launched with the command."""
+    result = commands.run("launch", "cmsp_curriculum:tiny", "--name", "t1", "--trials", "6", "--max-concurrent", "1", home=home)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def again(home, name, **options):
+    return launch("cmsp_curriculum:tiny", name=name, max_concurrent=1, home=home, console=Console(quiet=True), **options)
+
+
+def test_the_command_prints_progress_the_next_step_and_nothing_of_ray(t1):
+    lines = t1.stdout.splitlines()
+    assert sum(" finished: samples_to_convergence" in line for line in lines) == 6
+    assert lines[-2:] == ["t1: 6 finished, 0 failed of 6 trials", "see: study pareto t1 --plot t1.png"]
+    assert len(lines) == 8
+    assert t1.stderr == ""
+
+
+def test_mlflow_holds_one_parent_and_six_children_with_exactly_the_declared_metrics(t1, home):
+    runs = commands.mlflow_runs(home, "t1")
+    trials = commands.children(runs)
+    assert (len(runs), len(trials)) == (7, 6)
+    parent = runs[runs["tags.mlflow.parentRunId"].isna()].iloc[0]
+    assert set(trials["tags.mlflow.parentRunId"]) == {parent["run_id"]}
+    assert set(runs["status"]) == {"FINISHED"}
+    assert {c.removeprefix("metrics.") for c in runs.columns if c.startswith("metrics.")} == METRICS | {"progress"}
+    for _, trial in trials.iterrows():
+        logged = {name for name in METRICS | {"progress"} if not math.isnan(trial[f"metrics.{name}"])}
+        assert logged == METRICS | {"progress"}
+        assert trial["metrics.progress"] == 1.0
+
+
+def test_metrics_are_logged_once_at_each_step(t1, home):
+    client = mlflow.MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    for run_id in commands.children(commands.mlflow_runs(home, "t1"))["run_id"]:
+        for name in METRICS | {"progress"}:
+            steps = [row.step for row in client.get_metric_history(run_id, name)]
+            assert steps == list(range(1, len(steps) + 1))
+
+
+def test_runs_say_where_they_come_from(t1, home):
+    trial = commands.children(commands.mlflow_runs(home, "t1")).iloc[2]
+    for tag in ("study", "study_id", "trial", "spec_hash", "commit", "seed", "hostname", "version.torch", "version.ray"):
+        assert trial[f"tags.narrow_study.{tag}"], tag
+    assert trial["tags.narrow_study.trial"] == "2"
+    assert int(trial["params.width"]) in (16, 32, 48)
+
+
+def test_the_front_as_json_agrees_with_mlflow(t1, home):
+    answer = commands.run_json("pareto", "t1", home=home)
+    assert answer.keys() == {"study", "objectives", "front", "left_out"}
+    assert [objective["metric"] for objective in answer["objectives"]] == ["samples_to_convergence", "parameters"]
+    runs = commands.children(commands.mlflow_runs(home, "t1")).set_index("run_id")
+    feasible = runs[runs["metrics.fraction_converged"] >= 0.5]
+    assert sum(answer["left_out"].values()) == len(runs) - len(feasible)
+    assert answer["front"]
+    for row in answer["front"]:
+        run = feasible.loc[row["run_id"]]
+        assert row["trial"] == int(run["tags.narrow_study.trial"])
+        assert {name: str(value) for name, value in row["params"].items()} == {
+            name: run[f"params.{name}"] for name in row["params"]
+        }
+        for name, value in row["values"].items():
+            assert run[f"metrics.{name}"] == value
+        better = feasible[
+            (feasible["metrics.samples_to_convergence"] <= run["metrics.samples_to_convergence"])
+            & (feasible["metrics.parameters"] < run["metrics.parameters"])
+        ]
+        assert better.empty
+
+
+def test_other_views_of_the_front_agree_with_it(t1, home, tmp_path):
+    front = commands.run_json("pareto", "t1", home=home)["front"]
+    table = commands.run("pareto", "t1", "--plot", str(tmp_path / "f.html"), home=home)
+    csv = commands.run("pareto", "t1", "--csv", "--plot", str(tmp_path / "f.png"), home=home).stdout.splitlines()
+    assert [int(line.split(",")[0]) for line in csv[1:]] == [row["trial"] for row in front]
+    assert "compared trials are on the front" in table.stdout
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "f.html").read_text()
+    assert "plotly" in page
+    assert "<script src=" not in page
+
+
+def test_status_list_and_trial_tell_what_there_is(t1, home):
+    status = commands.run_json("status", "t1", home=home)
+    assert (status["state"], status["counts"], len(status["trials"])) == ("idle", {"finished": 6}, 6)
+    assert [row["study"] for row in commands.run_json("list", home=home)] == ["t1"]
+    trial = commands.run_json("trial", "t1", "3", home=home)
+    assert (trial["state"], trial["attempts"], trial["failure"]) == ("finished", 1, None)
+    assert "trial 3, attempt 1" in trial["log"]
+    assert "width = " in commands.run("trial", "t1", "3", home=home).stdout
+    assert "budget 6 trials" in commands.run("status", "t1", home=home).stdout
+
+
+def test_a_trained_network_comes_out_of_mlflow_and_works(t1, home):
+    study = open_study("t1", home=home)
+    row = study.front().rows[0]
+    networks = study.load_model(row.number)
+    assert len(networks) == 2
+    assert sum(p.numel() for p in networks[0].parameters()) == row.metrics["parameters"]
+    assert networks[0](torch.zeros(1, networks[0][0].in_features)).shape == (1, 2)
+
+
+def test_the_same_seed_gives_the_same_study_under_another_name(t1, home):
+    again(home, "t2", trials=6)
+    for first, second in zip(open_study("t1", home=home).trials(), open_study("t2", home=home).trials(), strict=True):
+        assert (first.params, first.metrics) == (second.params, second.metrics)
+
+
+def test_launching_again_runs_nothing_and_a_larger_budget_extends(t1, home):
+    again(home, "t3", trials=2)
+    before = open_study("t3", home=home).trials()
+    assert again(home, "t3").num_finished == 2
+    assert open_study("t3", home=home).trials() == before
+    assert again(home, "t3", trials=3).num_finished == 3
+    assert open_study("t3", home=home).trials()[:2] == before
+    again(home, "t4", trials=3)
+    assert open_study("t4", home=home).trial(2).params == open_study("t3", home=home).trial(2).params
+
+
+def test_a_study_goes_on_only_as_what_it_was(t1, home):
+    with pytest.raises(UserError, match=r"'t1' differs now \(seed: 0 -> 5\); launch it under another name"):
+        again(home, "t1", seed=5)
+
+
+def test_a_name_that_another_home_has_in_the_same_mlflow_is_refused(t1, home, tmp_path):
+    with pytest.raises(UserError, match="a study's name must be free in MLflow"):
+        again(tmp_path / "other", "t1", tracking_uri=f"sqlite:///{home / 'mlflow.db'}")
+    assert not (tmp_path / "other" / "studies" / "t1" / "spec.json").exists()
+
+
+def test_spaces_lists_experiments_metrics_and_spaces(home):
+    entries = commands.run_json("spaces", home=home)
+    entry = next(entry for entry in entries if entry["experiment"] == "cmsp_curriculum")
+    assert {metric["name"] for metric in entry["metrics"]} == METRICS
+    assert {space["space"] for space in entry["spaces"]} == {f"cmsp_curriculum:{name}" for name in ("tiny", "cpu", "paper")}
+    assert "fraction_converged >= 0.5" in json.dumps(entry)
