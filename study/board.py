@@ -90,7 +90,8 @@ class Board:
 
     def trial_lost(self, draw: Draw, failure: Failure) -> None:
         self._running.pop(draw.number, None)
-        self._say(f"trial {draw.number} lost its worker ({failure.cause}); it goes on from its checkpoint")
+        what = {"preempted": "was preempted", "node_lost": "lost its node", "out_of_memory": "ran out of memory"}
+        self._say(f"trial {draw.number} {what.get(failure.cause, 'lost its worker')}; it goes on from its checkpoint")
 
     def _tell(self, line: str) -> None:
         """Plain output only: a terminal shows it in the front."""

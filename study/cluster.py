@@ -44,18 +44,35 @@ def check_address(address: str) -> None:
             f"a cluster's address must be host:port of its head, or auto, but got {address!r}; "
             "run `study launch` on a node of the cluster with --address auto"
         )
+    reason = None
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
+        reason = str(error)
+    if reason or not _speaks_grpc(address):
         raise UserError(
-            f"a Ray cluster must answer at --address, but {address} does not ({error}); start one with "
-            "`ray start --head`, or leave --address out to run on this machine"
-        ) from error
+            f"a Ray cluster must answer at --address, but {address} does not ({reason or 'something else is there'}); start one "
+            "with `ray start --head`, or leave --address out to run on this machine"
+        )
+
+
+def _speaks_grpc(address: str) -> bool:
+    """Whether a Ray head may be there; joining what is none would take Ray minutes to give up."""
+    if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
+        return True
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_CONNECT_SECONDS)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
 
 
 @contextmanager
 def ray_session(address: str | None) -> Iterator[None]:
-    """Hold a connection to a cluster, or raise an embedded one on this machine.
+    """Hold a connection to a cluster, or raise an embedded one on this machine unless Ray is up in this process already.
 
     Raises:
         UserError: if the cluster does not take us.
@@ -63,6 +80,9 @@ def ray_session(address: str | None) -> Iterator[None]:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     ray = importlib.import_module("ray")
+    if ray.is_initialized() and address is None:  # in a notebook, say: the caller's Ray is the caller's to end
+        yield
+        return
     options: dict[str, Any] = {"include_dashboard": False} if address is None else {"address": address}
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
@@ -76,6 +96,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         ) from error
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    ray._private.worker._worker_logs_enabled = False  # else a lost worker, which we report, is reported twice
     try:
         yield
     finally:

@@ -42,6 +42,7 @@ class _Live:
     draw: Draw
     last_step: int = 0
     last_metrics: dict[str, float] = field(default_factory=dict)
+    worker_tags: dict[str, str] = field(default_factory=dict)
 
 
 class StudySearcher(Searcher):
@@ -144,24 +145,24 @@ class StudySearcher(Searcher):
             self._outbox.put("measurement", f"trial/{number}/step/{measurement.step}", data, trial=number)
             live.last_step, live.last_metrics = measurement.step, measurement.metrics
             self._watcher.trial_measured(number, measurement.progress)
-        tags = {"hostname": report.host, "pid": str(report.pid)}
+        live.worker_tags = {"hostname": report.host, "pid": str(report.pid)}
         if report.failure is not None:
-            self._fail(trial_id, report.failure, tags)
+            self._fail(trial_id, report.failure)
         elif report.finished:
-            self._finish(trial_id, tags)
+            self._finish(trial_id)
 
-    def _finish(self, trial_id: str, tags: dict[str, Any]) -> None:
+    def _finish(self, trial_id: str) -> None:
         """Outbox first, record second: a crash between the two hands the trial out again, already finished."""
         live = self._live.pop(trial_id)
         model = self._folder(live.draw.number).child("model").address
-        self._end(live.draw, {"state": "finished", "tags": tags, "model": model})
+        self._end(live.draw, {"state": "finished", "tags": live.worker_tags, "model": model})
         self._record.finish(live.draw.number, live.last_metrics)
         self._watcher.trial_finished(live.draw, live.last_metrics)
 
-    def _fail(self, trial_id: str, failure: Failure, tags: dict[str, Any]) -> None:
+    def _fail(self, trial_id: str, failure: Failure) -> None:
         live = self._live.pop(trial_id)
         why = {"failure.cause": failure.cause, "failure.error": failure.error, "failure.traceback": failure.traceback}
-        self._end(live.draw, {"state": "failed", "tags": tags | why, "model": None})
+        self._end(live.draw, {"state": "failed", "tags": live.worker_tags | why, "model": None})
         self._record.fail(live.draw.number, failure)
         self._watcher.trial_failed(live.draw, failure)
 
@@ -180,7 +181,7 @@ class StudySearcher(Searcher):
         self._losses[number] = (max(step, live.last_step), losses)
         blameless = failure.cause in ("node_lost", "preempted")
         if not blameless and (failure.cause == "bug" or losses >= MAX_LOSSES_WITHOUT_PROGRESS):
-            self._fail(trial_id, failure, {})
+            self._fail(trial_id, failure)
             return
         del self._live[trial_id]
         self._waiting.append(number)
@@ -242,7 +243,7 @@ def _cause(error: Exception) -> FailureCause:
         return "out_of_memory"
     if getattr(error, "preempted", False):
         return "preempted"
-    if isinstance(error, ray_errors.NodeDiedError) or ("node" in str(error) and "died" in str(error)):
+    if isinstance(error, ray_errors.NodeDiedError) or "its node has died" in str(error):
         return "node_lost"
     if isinstance(error, ray_errors.RayActorError | ray_errors.WorkerCrashedError):
         return "worker_lost"

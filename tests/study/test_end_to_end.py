@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from study import launch, open_study
+from study.cluster import ray_session
 from study.errors import UserError
 from trainables.cmsp.curriculum import Curriculum
 
@@ -27,6 +28,13 @@ def t1(home):
     result = commands.run("launch", "cmsp_curriculum:tiny", "--name", "t1", "--trials", "6", "--max-concurrent", "1", home=home)
     assert result.returncode == 0, result.stderr
     return result
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray():
+    """Launches in this process share one Ray, as they do in a notebook."""
+    with ray_session(None):
+        yield
 
 
 def again(home, name, **options):

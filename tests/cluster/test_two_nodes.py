@@ -1,0 +1,88 @@
+"""A cluster of two raylets made by `ray start`, with token authentication, on this machine."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import commands
+import psutil
+import pytest
+
+pytestmark = pytest.mark.cluster
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+USER_SPACE = Path(__file__).parent.parent / "study" / "user_space.py.txt"
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Address of a cluster whose two nodes have one CPU each, and whose token is in this process's environment."""
+    port = free_port()
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ.update(token)
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # the paths of its sockets must be short
+    common = ["--num-cpus=1", "--disable-usage-stats"]
+    head = ["start", "--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}", *common]
+    worker = ["start", f"--address=127.0.0.1:{port}", *common]
+    try:
+        for arguments in (head, worker):
+            subprocess.run([*RAY, *arguments], check=True, capture_output=True, text=True, timeout=120)
+        yield f"127.0.0.1:{port}"
+    finally:
+        stop_processes_of(folder)
+        for name in token:
+            del os.environ[name]
+
+
+def stop_processes_of(folder):
+    """Kill this cluster and no other: `ray stop` would take every Ray of the machine."""
+    for process in psutil.process_iter(["cmdline"]):
+        if any(folder in part for part in process.info["cmdline"] or []):
+            process.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def desk(tmp_path):
+    shutil.copy(USER_SPACE, tmp_path / "user_space.py")
+    return tmp_path
+
+
+def test_trials_run_on_both_nodes_survive_ctrl_c_and_are_all_done_after_a_resume(cluster, home, desk):
+    launch = ("launch", "user_space:slow", "--name", "k1", "--trials", "8", "--address", cluster)
+    process = commands.start(*launch, home=home, cwd=desk)
+    commands.wait_until(lambda: (home / "studies" / "k1" / "optuna.db").exists(), "the study to begin", 120)
+    commands.wait_until(lambda: len(list(home.glob("storage/k1/trials/*/model"))) >= 2, "two trials to end", 120)
+    commands.press_ctrl_c(process)
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 130, err
+    assert "2 finished" in out or "3 finished" in out
+    runs = commands.mlflow_runs(home, "k1")
+    assert "RUNNING" not in set(runs["status"])
+    assert (commands.children(runs)["status"] == "KILLED").sum() == 2  # one on each node
+
+    result = commands.run("resume", "k1", "--address", cluster, home=home, cwd=desk)
+    assert result.returncode == 0, result.stderr
+    trials = commands.children(commands.mlflow_runs(home, "k1"))
+    assert len(trials) == 8
+    assert set(trials["status"]) == {"FINISHED"}
+    assert trials["params.x"].nunique() == 8
+
+
+def test_a_wrong_token_is_the_users_mistake(cluster, home, desk, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    result = commands.run("launch", "user_space:fine", "--name", "k2", "--address", cluster, home=home, cwd=desk)
+    assert result.returncode == 2
+    assert "RAY_AUTH_TOKEN" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert commands.run_json("list", home=home) == []
