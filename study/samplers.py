@@ -5,8 +5,11 @@ the study's seed, the trial's number and the trials before it: not on how often 
 import hashlib
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
 
 from study.errors import UserError
 from study.probe import Parameter
@@ -36,8 +39,44 @@ def check_sampler(name: str, parameters: Sequence[Parameter]) -> str | None:
 
 def make_sampler(name: str, seed: int, trial: int) -> optuna.samplers.BaseSampler:
     """Make the sampler that draws one trial."""
-    digest = hashlib.blake2b(f"{seed}/{trial}".encode(), digest_size=4).digest()
-    own_seed = int.from_bytes(digest, "little")
+    return _SeededByName(name, seed, trial)
+
+
+class _SeededByName(optuna.samplers.BaseSampler):
+    """Draws what is drawn one parameter at a time from a seed of the parameter's own.
+
+    A trial whose drawing was cut short has some parameters already when it is drawn again; the others still come out as
+    they would have.
+    """
+
+    def __init__(self, name: str, seed: int, trial: int) -> None:
+        self._name, self._seed, self._trial = name, seed, trial
+        self._joint = _optuna_sampler(name, seed, f"{seed}/{trial}")
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._joint.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._joint.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        own = _optuna_sampler(self._name, self._seed, f"{self._seed}/{self._trial}/{param_name}")
+        return own.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._joint.before_trial(study, trial)
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self._joint.after_trial(study, trial, state, values)
+
+
+def _optuna_sampler(name: str, seed: int, key: str) -> optuna.samplers.BaseSampler:
+    """Optuna's sampler, seeded by a key; only a sequence that spans the study takes the study's seed."""
+    own_seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "little")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match name:
