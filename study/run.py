@@ -1,13 +1,9 @@
 """Launch a study, or go on with one: the two are the same."""
 
 import contextlib
-import importlib.metadata
 import json
-import platform
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import uuid
@@ -26,16 +22,15 @@ from study.errors import UserError
 from study.home import Home, StudyFolder
 from study.outbox import Outbox
 from study.probe import describe_space
+from study.provenance import checkout_commit, describe_changes, installed_versions, refuse_drift
 from study.samplers import check_sampler
-from study.spec import StudySpec, differences, load_space
+from study.spec import StudySpec, load_space
 from trainables.registry import load_experiment
 from trainables.storage import Folder
 
 if TYPE_CHECKING:
     from study.record import TrialRecord
     from study.searcher import StudySearcher
-
-_PACKAGES = ("narrow-study", "torch", "ray", "optuna", "mlflow", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +80,7 @@ def launch(
     storage: str | None = None,
     tracking_uri: str | None = None,
     home: str | Path | None = None,
+    modules: str | Path | None = None,
     console: Console | None = None,
 ) -> Outcome:
     """Run a study until its budget of trials is spent; a study of this name that exists goes on.
@@ -102,6 +98,7 @@ def launch(
         storage: folder or URI for checkpoints, models and logs; None for the study home.
         tracking_uri: of MLflow; None for the study home's database.
         home: None for `$STUDY_HOME`.
+        modules: folder of the user's own modules; None for the current directory.
         console: where to show progress; None for the terminal.
 
     Raises:
@@ -111,14 +108,11 @@ def launch(
     _check_positive(time_budget=time_budget_s, cpus_per_trial=cpus_per_trial)
     console = console or Console()
     folder = Home(home).study(name)
-    study_space, import_paths, notice = load_space(space)
-    if notice:
-        console.print(notice, markup=False, highlight=False)
-    description = describe_space(study_space)
-    notice = check_sampler(sampler, description.parameters)
-    if notice:
-        console.print(notice, markup=False, highlight=False)
     old = StudySpec.load(folder.spec_file) if folder.exists() else None
+    study_space, import_paths, notice = load_space(space, folder=Path(modules) if modules else None)
+    _notify(console, notice)
+    description = describe_space(study_space)
+    _notify(console, check_sampler(sampler, description.parameters))
     spec = StudySpec(
         name=name,
         study_id=old.study_id if old else uuid.uuid4().hex,
@@ -134,12 +128,12 @@ def launch(
         tracking_uri=tracking_uri or (old.tracking_uri if old else folder.home.tracking_uri),
         log_scale=list(study_space.log_scale),
         color_by=study_space.color_by,
-        versions=_versions(),
-        commit=_commit(),
+        versions=installed_versions(),
+        commit=checkout_commit(),
     )
     if old:
-        _refuse_drift(old, spec)
-        _warn_of_changes(old, spec, console)
+        refuse_drift(old, spec)
+        _notify(console, describe_changes(old, spec))
     return _run(folder, spec, study_space, address, max_concurrent, time_budget_s, console)
 
 
@@ -159,9 +153,6 @@ def resume(
         UserError: if there is no such study, or its space has changed.
     """
     old = StudySpec.load(Home(home).study(name).require().spec_file)
-    for path in old.import_paths:
-        if path not in sys.path:
-            sys.path.append(path)
     return launch(
         old.space,
         name=name,
@@ -174,6 +165,7 @@ def resume(
         gpus_per_trial=old.num_gpus,
         address=address,
         home=home,
+        modules=old.import_paths[0] if old.import_paths else None,
         console=console,
     )
 
@@ -283,16 +275,32 @@ def _graceful_interrupt(searcher: "StudySearcher", console: Console) -> Iterator
             signal.signal(number, handler)
 
 
+def _notify(console: Console, sentence: str | None) -> None:
+    if sentence:
+        console.print(sentence, markup=False, highlight=False)
+
+
 def _check_storage(spec: StudySpec) -> None:
-    """Write to the storage before any trial does."""
+    """Write to the storage before any trial does, and find out whose it is.
+
+    Raises:
+        UserError: if it cannot be written, or holds another study of this name.
+    """
     folder = Folder(spec.storage).child(spec.name)
     try:
-        folder.write("study.json", json.dumps({"study_id": spec.study_id, "spec_hash": spec.hash}).encode())
+        owner = json.loads(folder.read("study.json"))["study_id"] if "study.json" in folder.names() else spec.study_id
+        if owner == spec.study_id:
+            folder.write("study.json", json.dumps({"study_id": spec.study_id, "spec_hash": spec.hash}).encode())
     except Exception as error:
         raise UserError(
             f"the storage must be a folder or URI that can be written, but {spec.storage} is not ({error}); "
             "name another with --storage"
         ) from error
+    if owner != spec.study_id:
+        raise UserError(
+            f"a storage must hold one study of a name, but {folder.address} belongs to another {spec.name!r}; "
+            "choose another name or --storage"
+        )
 
 
 def _check_numbers(**numbers: int | None) -> None:
@@ -305,21 +313,6 @@ def _check_positive(**numbers: float | None) -> None:
     for name, value in numbers.items():
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name.replace('_', '-')} must be positive, but got {value:g}; leave it out for the default")
-
-
-def _refuse_drift(old: StudySpec, new: StudySpec) -> None:
-    if old.hash != new.hash:
-        changes = "; ".join(differences(old.identity, new.identity))
-        raise UserError(
-            f"a study goes on only as what it was, but {old.name!r} differs now ({changes}); "
-            "launch it under another name, or undo the change"
-        )
-
-
-def _warn_of_changes(old: StudySpec, new: StudySpec, console: Console) -> None:
-    changes = differences(old.versions | {"commit": old.commit}, new.versions | {"commit": new.commit})
-    if changes:
-        console.print(f"note: {new.name} was launched with other code ({'; '.join(changes)})", markup=False, highlight=False)
 
 
 def _session_tags(spec: StudySpec) -> dict[str, Any]:
@@ -348,25 +341,3 @@ def _session_tags(spec: StudySpec) -> dict[str, Any]:
 
 def _absolute(storage: str) -> str:
     return storage.rstrip("/") if "://" in storage else str(Path(storage).expanduser().absolute())
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
-
-
-def _commit() -> str | None:
-    """Commit of the checkout that we stand in, with `-dirty` for uncommitted changes; None outside git."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True, text=True, timeout=5, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip() or None

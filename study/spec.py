@@ -87,22 +87,6 @@ class StudySpec:
         return cls(**fields)
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """What two identities disagree on, one line each."""
-    lines = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {_shown(old, key)} -> {_shown(new, key)}")
-    return lines
-
-
-def _shown(fields: dict[str, Any], key: str) -> str:
-    return str(fields[key]) if key in fields else "(absent)"
-
-
 def load_space(reference: str, *, folder: Path | None = None) -> tuple[StudySpace, list[str], str | None]:
     """Import `module:function` and call the function.
 

@@ -162,6 +162,11 @@ def test_a_name_that_another_home_has_in_the_same_mlflow_is_refused(t1, home, tm
     assert not (tmp_path / "other" / "studies" / "t1" / "spec.json").exists()
 
 
+def test_a_storage_that_holds_another_study_of_the_name_is_refused(t1, home, tmp_path):
+    with pytest.raises(UserError, match="a storage must hold one study of a name"):
+        again(tmp_path / "other", "t1", storage=str(home / "storage"))
+
+
 def test_spaces_lists_experiments_metrics_and_spaces(home):
     entries = commands.run_json("spaces", home=home)
     entry = next(entry for entry in entries if entry["experiment"] == "cmsp_curriculum")

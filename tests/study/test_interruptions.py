@@ -49,7 +49,7 @@ def test_ctrl_c_keeps_what_is_done_and_resume_does_the_rest(home, desk):
     left_out = commands.run_json("pareto", "s1", home=home)["left_out"]
     assert left_out == {"interrupted": len(unfinished)}
 
-    result = commands.run("resume", "s1", home=home, cwd=desk)
+    result = commands.run("resume", "s1", home=home, cwd=Path("/"))  # the study remembers where its module is
     assert result.returncode == 0, result.stderr
     trials = commands.children(commands.mlflow_runs(home, "s1"))
     assert len(trials) == 5

@@ -7,7 +7,8 @@ from search_spaces import cmsp_curriculum
 from search_spaces.space import Constraint, StudySpace
 from study.errors import UserError
 from study.probe import describe_space
-from study.spec import StudySpec, differences, load_space
+from study.provenance import describe_changes, differences, refuse_drift
+from study.spec import StudySpec, load_space
 
 
 def spec(space=None, **changes):
@@ -138,3 +139,12 @@ def test_a_space_that_cannot_be_loaded_is_the_users_mistake(tmp_path: Path, refe
     (tmp_path / "needy.py").write_text("import no_such_package")
     with pytest.raises(UserError, match=message):
         load_space(reference, folder=tmp_path)
+
+
+def test_other_code_is_worth_a_word_and_another_mlflow_is_refused():
+    assert describe_changes(spec(), spec()) is None
+    assert "torch: 2 -> 3" in describe_changes(spec(), spec(versions={"torch": "3"}))
+    assert "commit: None -> abc" in describe_changes(spec(), spec(commit="abc"))
+    refuse_drift(spec(), spec(commit="abc"))
+    with pytest.raises(UserError, match="stay in one MLflow"):
+        refuse_drift(spec(), spec(tracking_uri="http://elsewhere"))
