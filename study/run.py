@@ -191,12 +191,13 @@ def _run(
         outbox = stack.enter_context(contextlib.closing(Outbox(folder.outbox_file)))
         session = outbox.start_session(_session_tags(spec))
         delivery = stack.enter_context(Delivery(folder, outbox, session, console))
-        stack.enter_context(ray_session(address))
-        allowed = concurrency(spec.num_cpus, spec.num_gpus, max_concurrent)
-        delivery.require_ready()
-        from study.record import TrialRecord  # Optuna, when everything else stands
+        with console.status("starting Ray and MLflow") if console.is_terminal else contextlib.nullcontext():
+            stack.enter_context(ray_session(address))
+            allowed = concurrency(spec.num_cpus, spec.num_gpus, max_concurrent)
+            delivery.require_ready()
+            from study.record import TrialRecord  # Optuna, when everything else stands
 
-        record = TrialRecord(folder, spec, space)
+            record = TrialRecord(folder, spec, space)
         outcome = _tune(spec, record, outbox, allowed, time_budget_s, console)
         delivery.final_status = "FINISHED" if outcome.is_complete else "KILLED"
     return outcome
