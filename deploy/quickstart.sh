@@ -7,7 +7,7 @@ name=${1:-quickstart}
 source deploy/environment.sh
 
 echo "Running the study '$name': how broad must a data mixture be to teach a composite skill? (about 4 minutes on 2 cores)"
-.venv/bin/study launch cmsp_curriculum:cpu --name "$name"
+.venv/bin/study launch cmsp_curriculum:cpu --name "$name" || [ $? -eq 1 ]  # 1: some trials failed, the others have a front
 
 echo
 .venv/bin/study pareto "$name" --plot "$name-front.png"

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 _OBJECTIVES = ("samples_to_convergence", "parameters")
 _CONSTRAINTS = ("fraction_converged >= 0.5",)
+_FIGURE_2 = {"unrelated_atoms": 0, "intermediate_composites": 0, "depth": 3, "width": 128, "learning_rate": 1e-3}
 
 
 def tiny() -> StudySpace:
@@ -57,7 +58,7 @@ def cpu() -> StudySpace:
             "updates_per_step": 250,
         }
         return task | {
-            **_suggest_breadth(trial, composite_size=3, unrelated=1),
+            **_suggest_breadth(trial, composite_size=3, unrelated=1, intermediate=1),
             "depth": trial.suggest_int("depth", 2, 3),
             "width": trial.suggest_categorical("width", [32, 64, 96, 128]),
             "learning_rate": trial.suggest_float("learning_rate", 1e-3, 4e-3, log=True),
@@ -72,8 +73,8 @@ def cpu() -> StudySpace:
         color_by="related_atoms",
         first_trials=(
             # the broad and the narrow arm of the paper's Fig 2, at this size
-            {"related_atoms": 3, "unrelated_atoms": 0, "composite_share": 0.25, "depth": 3, "width": 128, "learning_rate": 1e-3},
-            {"related_atoms": 0, "unrelated_atoms": 0, "depth": 3, "width": 128, "learning_rate": 1e-3},
+            _FIGURE_2 | {"related_atoms": 3, "composite_share": 0.25},
+            _FIGURE_2 | {"related_atoms": 0},
         ),
         num_trials=36,
     )
@@ -90,7 +91,7 @@ def paper() -> StudySpace:
             "samples_per_update": 10_000,
             "sample_budget": 2_000_000_000,
             "num_seeds": 40,
-            **_suggest_breadth(trial, composite_size=4, unrelated=4, intermediate=1),
+            **_suggest_breadth(trial, composite_size=4, unrelated=4, intermediate=2),
             "depth": trial.suggest_int("depth", 2, 4),
             "width": trial.suggest_int("width", 32, 512, log=True),
             "learning_rate": trial.suggest_float("learning_rate", 2e-4, 5e-3, log=True),
@@ -104,11 +105,11 @@ def paper() -> StudySpace:
         log_scale=_OBJECTIVES,
         color_by="related_atoms",
         first_trials=tuple(
-            {"unrelated_atoms": 0, "intermediate_composites": 0, "learning_rate": 1e-3} | arm
+            _FIGURE_2 | arm
             for arm in (
-                {"related_atoms": 4, "composite_share": 0.2, "depth": 3, "width": 128},
-                {"related_atoms": 0, "depth": 3, "width": 128},
-                {"related_atoms": 4, "composite_share": 0.2, "depth": 2, "width": 128},
+                {"related_atoms": 4, "composite_share": 0.2},
+                {"related_atoms": 0},
+                {"related_atoms": 4, "composite_share": 0.2, "depth": 2},
                 {"related_atoms": 4, "composite_share": 0.2, "depth": 2, "width": 361},
             )
         ),
@@ -126,6 +127,6 @@ def _suggest_breadth(trial: "optuna.Trial", *, composite_size: int, unrelated: i
         breadth["intermediate_composites"] = trial.suggest_int("intermediate_composites", 0, intermediate)
     alone = not any(breadth.values())
     return breadth | {
-        "num_atoms": composite_size + breadth.get("unrelated_atoms", 0),
-        "composite_share": 1.0 if alone else trial.suggest_float("composite_share", 0.1, 1.0),
+        "num_atoms": composite_size + unrelated,  # fixed: breadth must not change the number of parameters
+        "composite_share": 1.0 if alone else trial.suggest_float("composite_share", 0.1, 0.95),
     }

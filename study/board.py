@@ -90,7 +90,12 @@ class Board:
 
     def trial_lost(self, draw: Draw, failure: Failure) -> None:
         self._running.pop(draw.number, None)
-        what = {"preempted": "was preempted", "node_lost": "lost its node", "out_of_memory": "ran out of memory"}
+        what = {
+            "preempted": "was preempted",
+            "node_lost": "lost its node",
+            "out_of_memory": "ran out of memory",
+            "storage": "lost its storage",
+        }
         self._say(f"trial {draw.number} {what.get(failure.cause, 'lost its worker')}; it goes on from its checkpoint")
 
     def _tell(self, line: str) -> None:

@@ -202,7 +202,10 @@ def trial(
 
     study = _open(name, tracking_uri)
     row = study.trial(number)
-    log = study.log(number)
+    try:
+        log = study.log(number)
+    except UserError as error:
+        log = f"({error})"
     if as_json:
         print(json.dumps(_trial_fields(row) | {"log": log}, indent=2))
         return

@@ -83,13 +83,22 @@ def ray_session(address: str | None) -> Iterator[None]:
     if ray.is_initialized() and address is None:  # in a notebook, say: the caller's Ray is the caller's to end
         yield
         return
-    options: dict[str, Any] = {"include_dashboard": False} if address is None else {"address": address}
+    # "local", since without an address Ray would join whatever cluster runs on this machine
+    embedded = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    options: dict[str, Any] = embedded if address is None else {"address": address}
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
     except Exception as error:
-        if address is None:
-            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if address is None:
+            raise UserError(
+                f"Ray must start on this machine, but does not ({reason}); see the newest logs in /tmp/ray"
+            ) from error
+        if isinstance(error, ConnectionError) and address == "auto":
+            raise UserError(
+                f"--address auto needs a Ray node on this machine, but there is none ({reason}); run it on a node of the "
+                "cluster, or leave --address out"
+            ) from error
         raise UserError(
             f"a Ray cluster must let us in, but {address} does not ({reason}); if it uses tokens, set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN as its nodes have them"

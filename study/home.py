@@ -12,9 +12,12 @@ import os
 import re
 import socket
 import sqlite3
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from study.errors import UserError
 
@@ -60,8 +63,8 @@ class Home:
 
     def studies(self) -> list["StudyFolder"]:
         """Every study that was launched from this home, by name."""
-        folders = sorted((self.path / "studies").glob("*/spec.json"))
-        return [StudyFolder(self, folder.parent.name) for folder in folders]
+        folders = [StudyFolder(self, file.parent.name) for file in sorted((self.path / "studies").glob("*/spec.json"))]
+        return [folder for folder in folders if folder.exists()]
 
     def prepare(self) -> None:
         """Make the home and its MLflow database ready for one writer and many readers.
@@ -92,9 +95,17 @@ class StudyFolder:
         self.outbox_file = self.path / "outbox.db"
         self.writer_log = self.path / "writer.log"
         self._lock_file = self.path / "lock"
+        self._id_file = self.path / "study_id"
 
     def exists(self) -> bool:
-        return self.spec_file.is_file()
+        """Whether a launch got as far as its first trial; one that failed before leaves only a draft."""
+        return self.spec_file.is_file() and self.optuna_file.is_file()
+
+    def study_id(self) -> str:
+        """What tells this study from another of its name: made once, and kept by a launch that fails. Needs the lease."""
+        if not self._id_file.exists():
+            write_whole(self._id_file, uuid.uuid4().hex)
+        return self._id_file.read_text()
 
     def require(self) -> "StudyFolder":
         """Return itself.
@@ -119,14 +130,12 @@ class StudyFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with self._lock_file.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _try_lock(file):
                 holder = self.holder() or {"host": "unknown", "pid": "unknown"}
                 raise UserError(
                     f"a study must be run by one process at a time, but {self.name!r} is being run by process "
                     f"{holder['pid']} on {holder['host']}; wait for it, or stop it with Ctrl-C there"
-                ) from None
+                )
             file.truncate(0)
             file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
             file.flush()
@@ -147,6 +156,28 @@ class StudyFolder:
         except FileNotFoundError:
             pass
         return None
+
+
+def _try_lock(file: IO[str]) -> bool:
+    """Take the lock, trying for a second: somebody who only looks whether it is free holds it for an instant."""
+    for _ in range(20):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.05)
+    return False
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def make_wal(database: Path) -> None:

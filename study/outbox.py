@@ -99,7 +99,7 @@ class Outbox:
             if session == 0 or session != self._num_sessions():
                 return
             for trial, attempt in self._open_trials().items():
-                self.put("trial_interrupted", f"trial/{trial}/interrupted/{attempt}", {}, trial=trial)
+                self.put("trial_interrupted", f"trial/{trial}/interrupted/{attempt}", {"tags": {}}, trial=trial)
             self.put("session_end", f"session/{session}/end", {"status": status})
 
     @contextmanager

@@ -10,7 +10,9 @@ import inspect
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+import re
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from search_spaces.space import Constraint, StudySpace
@@ -18,6 +20,7 @@ from study.errors import UserError
 from trainables.registry import load_experiment
 
 NUM_PROBES = 64
+_MLFLOW_NAME = re.compile(r"[\w\-. /]{1,200}", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +73,7 @@ class ProbeTrial:
             value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
         else:
             value = low + share * (high - low)
-        return float(self._draw(name, min(value, high), _range(low, high, step, log)))
+        return float(self._draw(name, min(value, high), _range(low, high, step, log), lambda x: low <= x <= high))
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         share = self._random.random()
@@ -78,14 +81,34 @@ class ProbeTrial:
             value = min(high, int(math.exp(math.log(low) + share * (math.log(high + 1) - math.log(low)))))
         else:
             value = low + step * int(share * ((high - low) // step + 1))
-        return int(self._draw(name, value, _range(low, high, step if step != 1 else None, log)))
+        values = _range(low, high, step if step != 1 else None, log)
+        return int(self._draw(name, value, values, lambda x: low <= x <= high and (log or (x - low) % step == 0)))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return self._draw(name, choices[int(self._random.random() * len(choices))], " | ".join(map(str, choices)))
+        value = choices[int(self._random.random() * len(choices))]
+        return self._draw(name, value, " | ".join(map(str, choices)), lambda x: x in choices)
 
-    def _draw(self, name: str, value: Any, values: str) -> Any:
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Taken and forgotten: a note on a trial is no part of what the space does."""
+
+    def _draw(self, name: str, value: Any, values: str, allows: Callable[[Any], bool]) -> Any:
+        check_mlflow_name("a parameter's name", name)
+        if name in self._given and not allows(self._given[name]):
+            raise UserError(
+                f"a first trial's {name} must be in {values}, but got {self._given[name]!r}; widen the range or change it"
+            )
         self.values.setdefault(name, values)
         return self.params.setdefault(name, self._given.get(name, value))
+
+
+def check_mlflow_name(what: str, name: str) -> None:
+    """Refuse a name that MLflow would not take.
+
+    Raises:
+        UserError: saying what may be in it.
+    """
+    if not _MLFLOW_NAME.fullmatch(name):
+        raise UserError(f"{what} must be letters, digits, '_', '-', '.', ' ' and '/', but got {name!r}; rename it")
 
 
 def _range(low: float, high: float, step: float | None, log: bool) -> str:
@@ -103,6 +126,10 @@ def describe_space(space: StudySpace) -> SpaceDescription:
     except ValueError as error:
         raise UserError(str(error)) from error
     metrics = {metric.name: metric for metric in experiment.METRICS}
+    for name in metrics:
+        check_mlflow_name("a metric's name", name)
+        if name == "progress":
+            raise UserError("a metric must not be called progress, but one of METRICS is; that name is the study's own")
     for name in space.objectives:
         if name not in metrics or metrics[name].goal is None:
             with_goal = ", ".join(sorted(metric.name for metric in metrics.values() if metric.goal))
@@ -159,7 +186,16 @@ def _digest(configs: list[dict[str, Any]]) -> str:
 
 def _config_of(space: StudySpace, config_class: Any, trial: ProbeTrial) -> dict[str, Any]:
     """The whole config, defaults included, that a draw makes, as JSON gives it back."""
-    suggested = space.suggest(trial)  # type: ignore[arg-type]  # a stand-in with the methods that spaces use
+    try:
+        suggested = space.suggest(trial)  # type: ignore[arg-type]  # a stand-in with the methods that spaces use
+    except UserError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"suggest(trial) must return a config, but raised {type(error).__name__}: {error} at {place.filename}:"
+            f"{place.lineno} for the draw {trial.params}; mend it"
+        ) from error
     if not isinstance(suggested, Mapping):
         raise UserError(f"suggest(trial) must return the config's arguments as a dict, but got {suggested!r}; return a dict")
     try:
@@ -167,8 +203,8 @@ def _config_of(space: StudySpace, config_class: Any, trial: ProbeTrial) -> dict[
     except (TypeError, ValueError) as error:
         known = ", ".join(inspect.signature(config_class).parameters)
         raise UserError(
-            f"every draw of a space must be a valid config, but {trial.params} is not: {error} "
-            f"(arguments of {config_class.__name__}: {known})"
+            f"every draw of a space must be a valid config, but {trial.params} is not ({error}); change the space, "
+            f"using the arguments of {config_class.__name__}: {known}"
         ) from error
     as_json: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return as_json

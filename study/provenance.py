@@ -1,8 +1,11 @@
 """With what code a study runs, and whether it is still the study that it was."""
 
 import importlib.metadata
+import inspect
 import platform
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from study.errors import UserError
@@ -23,6 +26,11 @@ def refuse_drift(old: StudySpec, new: StudySpec) -> None:
             f"a study goes on only as what it was, but {old.name!r} differs now ({changes}); "
             "launch it under another name, or undo the change"
         )
+    if new.num_trials < old.num_trials:
+        raise UserError(
+            f"a study's budget only grows, from {old.num_trials} trials for {old.name!r}, but got {new.num_trials}; "
+            "leave --trials out to go on as it was"
+        )
     if old.tracking_uri != new.tracking_uri:
         raise UserError(
             f"a study's runs stay in one MLflow, {old.tracking_uri} for {old.name!r}, but got {new.tracking_uri}; "
@@ -32,10 +40,10 @@ def refuse_drift(old: StudySpec, new: StudySpec) -> None:
 
 def describe_changes(old: StudySpec, new: StudySpec) -> str | None:
     """What differs although the study is the same: code, versions, storage. Worth a word, no reason to refuse."""
-    before = old.versions | {"commit": old.commit, "storage": old.storage}
-    after = new.versions | {"commit": new.commit, "storage": new.storage}
-    changes = differences(before, after)
-    return f"note: {new.name} was launched with other code or storage ({'; '.join(changes)})" if changes else None
+    changes = differences(old.versions | {"commit": old.commit}, new.versions | {"commit": new.commit})
+    if old.storage != new.storage:
+        changes.append(f"storage: {old.storage} -> {new.storage}; unfinished trials begin anew unless you moved their files")
+    return f"note: {new.name} goes on with a difference ({'; '.join(changes)})" if changes else None
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -65,11 +73,12 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def checkout_commit() -> str | None:
-    """Commit of the checkout that we stand in, with `-dirty` for uncommitted changes; None outside git."""
+def checkout_commit(code: Callable[..., Any]) -> str | None:
+    """Commit of the checkout that some code is in, with `-dirty` for uncommitted changes; None outside git."""
+    folder = Path(inspect.getfile(code)).parent
     try:
         described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             capture_output=True, text=True, timeout=5, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):

@@ -194,7 +194,10 @@ class Study:
         from trainables.storage import Folder
 
         folder = Folder(self.tags["storage"]).child(f"{self.name}/trials/{number:05d}")
-        return folder.read("log.txt").decode() if "log.txt" in folder.names() else ""
+        try:
+            return folder.read("log.txt").decode() if "log.txt" in folder.names() else ""
+        except Exception as error:
+            raise UserError(f"a trial's log must be readable, but {folder.address} is not ({error}); mend the storage") from error
 
     def to_pandas(self) -> "pandas.DataFrame":
         """One row a trial: number, state, `params.*`, `metrics.*`, attempts, run_id."""
@@ -235,6 +238,14 @@ def _own_tags(tags: dict[str, str]) -> dict[str, str]:
     return {key.removeprefix(PREFIX): value for key, value in tags.items() if key.startswith(PREFIX)}
 
 
+def _params(as_json: str, as_text: dict[str, str]) -> dict[str, Any]:
+    """Parameters with their types, from the tag that holds them as JSON; as MLflow's text where they were too many for it."""
+    try:
+        return dict(json.loads(as_json))
+    except ValueError:
+        return dict(as_text)
+
+
 def _row(run: Any, study_is_running: bool | None) -> TrialRow:
     tags = _own_tags(run.data.tags)
     state = tags.get("state", "running")
@@ -246,7 +257,7 @@ def _row(run: Any, study_is_running: bool | None) -> TrialRow:
         number=int(tags["trial"]),
         run_id=run.info.run_id,
         state="interrupted" if state == "running" and study_is_running is False else state,
-        params=json.loads(tags.get("params", "{}")),
+        params=_params(tags.get("params", ""), run.data.params),
         metrics=dict(run.data.metrics),
         attempts=int(tags.get("attempts", 1)),
         host=tags.get("hostname"),

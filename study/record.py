@@ -6,6 +6,7 @@ A trial and its whole config are committed here before any worker sees them.
 
 import json
 import logging
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,12 +35,14 @@ class Draw:
         params: what the sampler drew.
         config: what the space made of it.
         attempt: 1 when it is handed out for the first time.
+        failure: why the space could not make a config; there is nothing to run then.
     """
 
     number: int
     params: dict[str, Any]
     config: dict[str, Any]
     attempt: int
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,11 @@ class TrialRecord:
         return optuna.Trial(self._study, self._trial_ids[number])
 
     def _hand_out(self, trial: optuna.Trial) -> Draw:
-        config = dict(self._space.suggest(trial))
+        try:
+            config = dict(self._space.suggest(trial))
+        except Exception as error:  # somebody else's code, which the probes did not catch: this draw fails, others may not
+            failure = Failure(cause="invalid_config", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+            return Draw(trial.number, trial.params, {}, 1, failure)
         trial.set_user_attr(_ATTEMPTS, 1)
         trial.set_user_attr(_CONFIG, json.dumps(config))
         return Draw(trial.number, trial.params, config, 1)

@@ -6,7 +6,6 @@ import signal
 import socket
 import tempfile
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -106,35 +105,42 @@ def launch(
     """
     _check_numbers(trials=trials, max_concurrent=max_concurrent)
     _check_positive(time_budget=time_budget_s, cpus_per_trial=cpus_per_trial)
+    if gpus_per_trial is not None and not 0 <= gpus_per_trial < float("inf"):
+        raise UserError(f"--gpus-per-trial must be at least 0, but got {gpus_per_trial:g}; leave it out for the default")
     console = console or Console()
     folder = Home(home).study(name)
-    old = StudySpec.load(folder.spec_file) if folder.exists() else None
     study_space, import_paths, notice = load_space(space, folder=Path(modules) if modules else None)
     _notify(console, notice)
     description = describe_space(study_space)
     _notify(console, check_sampler(sampler, description.parameters))
-    spec = StudySpec(
-        name=name,
-        study_id=old.study_id if old else uuid.uuid4().hex,
-        space=space,
-        import_paths=import_paths,
-        description=description,
-        sampler=sampler,
-        seed=seed,
-        num_trials=trials or (old.num_trials if old else study_space.num_trials),
-        num_cpus=study_space.num_cpus if cpus_per_trial is None else cpus_per_trial,
-        num_gpus=study_space.num_gpus if gpus_per_trial is None else gpus_per_trial,
-        storage=_absolute(storage) if storage else old.storage if old else str(folder.home.path / "storage"),
-        tracking_uri=tracking_uri or (old.tracking_uri if old else folder.home.tracking_uri),
-        log_scale=list(study_space.log_scale),
-        color_by=study_space.color_by,
-        versions=installed_versions(),
-        commit=checkout_commit(),
-    )
-    if old:
-        refuse_drift(old, spec)
-        _notify(console, describe_changes(old, spec))
-    return _run(folder, spec, study_space, address, max_concurrent, time_budget_s, console)
+    folder.home.prepare()
+    if address is not None:
+        check_address(address)
+    with folder.lease():
+        old = StudySpec.load(folder.spec_file) if folder.exists() else None
+        spec = StudySpec(
+            name=name,
+            study_id=folder.study_id(),
+            space=space,
+            import_paths=import_paths,
+            description=description,
+            sampler=sampler,
+            seed=seed,
+            num_trials=trials or (old or study_space).num_trials,
+            num_cpus=(old or study_space).num_cpus if cpus_per_trial is None else cpus_per_trial,
+            num_gpus=(old or study_space).num_gpus if gpus_per_trial is None else gpus_per_trial,
+            storage=_absolute(storage) if storage else old.storage if old else str(folder.home.path / "storage"),
+            tracking_uri=tracking_uri or (old or folder.home).tracking_uri,
+            log_scale=list(study_space.log_scale),
+            color_by=study_space.color_by,
+            versions=installed_versions(),
+            commit=checkout_commit(study_space.suggest),
+        )
+        if old:
+            refuse_drift(old, spec)
+            _notify(console, describe_changes(old, spec))
+        _check_storage(spec)
+        return _run(folder, spec, study_space, address, max_concurrent, time_budget_s, console)
 
 
 def resume(
@@ -179,14 +185,7 @@ def _run(
     time_budget_s: float | None,
     console: Console,
 ) -> Outcome:
-    folder.home.prepare()
-    if address is not None:
-        check_address(address)
-    _check_storage(spec)
     with ExitStack() as stack:
-        stack.enter_context(folder.lease())
-        if not folder.exists():
-            stack.callback(_forget_if_empty, folder)
         spec.save(folder.spec_file)
         outbox = stack.enter_context(contextlib.closing(Outbox(folder.outbox_file)))
         session = outbox.start_session(_session_tags(spec))
@@ -201,13 +200,6 @@ def _run(
         outcome = _tune(spec, record, outbox, allowed, time_budget_s, console)
         delivery.final_status = "FINISHED" if outcome.is_complete else "KILLED"
     return outcome
-
-
-def _forget_if_empty(folder: StudyFolder) -> None:
-    """A first launch that failed before it drew a trial leaves no study behind."""
-    if not folder.optuna_file.exists():
-        for file in (folder.spec_file, folder.outbox_file):
-            file.unlink(missing_ok=True)
 
 
 def _tune(
@@ -341,4 +333,5 @@ def _session_tags(spec: StudySpec) -> dict[str, Any]:
 
 
 def _absolute(storage: str) -> str:
+    storage = storage.removeprefix("file://")
     return storage.rstrip("/") if "://" in storage else str(Path(storage).expanduser().absolute())

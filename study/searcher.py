@@ -7,7 +7,8 @@ earlier session left unfinished, then draws new ones until the budget is drawn.
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,13 +17,15 @@ from ray import exceptions as ray_errors
 from ray import tune
 from ray.tune.search import Searcher
 
+from study.errors import UserError
 from study.outbox import Outbox
 from study.record import Draw, TrialRecord
 from study.spec import StudySpec
 from trainables.protocol import Assignment, Failure, FailureCause, Report
-from trainables.storage import Folder
+from trainables.storage import Folder, StorageError
 
 MAX_LOSSES_WITHOUT_PROGRESS = 3
+MAX_BLAMELESS_LOSSES = 20
 
 
 class Watcher(Protocol):
@@ -84,6 +87,11 @@ class StudySearcher(Searcher):
             return Searcher.FINISHED
         if nothing_left or len(self._live) >= self._max_concurrent():
             return None
+        with self._ours():
+            return self._hand_out(trial_id)
+        return Searcher.FINISHED
+
+    def _hand_out(self, trial_id: str) -> dict[str, Any] | None:
         draw = self._record.draw_again(self._waiting.popleft()) if self._waiting else self._record.draw()
         self._live[trial_id] = _Live(draw)
         self._outbox.put(
@@ -93,7 +101,18 @@ class StudySearcher(Searcher):
             trial=draw.number,
         )
         self._watcher.trial_started(draw)
+        if draw.failure is not None:
+            self._fail(trial_id, draw.failure)
+            return None
         return {"assignment": self._assignment(draw).to_json()}
+
+    @contextmanager
+    def _ours(self) -> Iterator[None]:
+        """Inside, an error is ours and ends the session; Tune would call it a trial's and go on."""
+        try:
+            yield
+        except Exception as error:
+            self.error, self.interrupted = error, True
 
     def _start_tags(self, draw: Draw) -> dict[str, Any]:
         versions = {f"version.{package}": version for package, version in self._spec.versions.items()}
@@ -113,14 +132,19 @@ class StudySearcher(Searcher):
             config=draw.config,
             trial=draw.number,
             attempt=draw.attempt,
+            study_folder=self._study_folder.address,
             folder=self._folder(draw.number).address,
             num_cpus=self._spec.num_cpus,
             num_gpus=self._spec.num_gpus,
             import_paths=self._spec.import_paths,
         )
 
+    @property
+    def _study_folder(self) -> Folder:
+        return Folder(self._spec.storage).child(self._spec.name)
+
     def _folder(self, number: int) -> Folder:
-        return Folder(self._spec.storage).child(f"{self._spec.name}/trials/{number:05d}")
+        return self._study_folder.child(f"trials/{number:05d}")
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Hear a report that is not the last one."""
@@ -132,10 +156,8 @@ class StudySearcher(Searcher):
 
     def _hear(self, trial_id: str, result: dict[str, Any]) -> None:
         if "report" in result and trial_id in self._live and self.error is None:
-            try:
+            with self._ours():
                 self._note(trial_id, Report.from_json(result["report"]))
-            except Exception as error:  # Tune would call it the trial's failure: it is ours, and ends the session
-                self.error, self.interrupted = error, True
 
     def _note(self, trial_id: str, report: Report) -> None:
         live = self._live[trial_id]
@@ -167,25 +189,33 @@ class StudySearcher(Searcher):
         self._watcher.trial_failed(live.draw, failure)
 
     def _end(self, draw: Draw, data: dict[str, Any]) -> None:
-        self._outbox.put("trial_end", f"trial/{draw.number}/end", data, trial=draw.number)
+        self._outbox.put("trial_end", f"trial/{draw.number}/end/{draw.attempt}", data, trial=draw.number)
 
     def lost(self, trial_id: str, error: Exception) -> None:
-        """A worker died under a trial: hand it out again, unless it kills workers without ever getting on."""
-        live = self._live.get(trial_id)
-        if live is None:
-            return
+        """An attempt broke down: hand the trial out again, unless it breaks down ever again without getting on."""
+        if trial_id in self._live:
+            with self._ours():
+                self._lose(trial_id, error)
+
+    def _lose(self, trial_id: str, error: Exception) -> None:
+        live = self._live[trial_id]
         number = live.draw.number
-        failure = Failure(cause=_cause(error), error=str(error).splitlines()[0], traceback=str(error))
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        summary = lines[-1] if isinstance(error, ray_errors.RayTaskError) else lines[0]
+        failure = Failure(cause=_cause(error), error=summary, traceback=str(error))
         step, losses = self._losses.get(number, (-1, 0))
         losses = 1 if live.last_step > step else losses + 1
         self._losses[number] = (max(step, live.last_step), losses)
-        blameless = failure.cause in ("node_lost", "preempted")
-        if not blameless and (failure.cause == "bug" or losses >= MAX_LOSSES_WITHOUT_PROGRESS):
+        limit = {"bug": 1, "node_lost": MAX_BLAMELESS_LOSSES, "preempted": MAX_BLAMELESS_LOSSES}
+        if losses >= limit.get(failure.cause, MAX_LOSSES_WITHOUT_PROGRESS):
+            if failure.cause == "storage":
+                raise UserError(summary.partition(": ")[2] or summary)
             self._fail(trial_id, failure)
             return
         del self._live[trial_id]
         self._waiting.append(number)
-        self._outbox.put("trial_interrupted", f"trial/{number}/interrupted/{live.draw.attempt}", {}, trial=number)
+        data = {"tags": live.worker_tags | {"last_loss": f"{failure.cause}: {failure.error}"}}
+        self._outbox.put("trial_interrupted", f"trial/{number}/interrupted/{live.draw.attempt}", data, trial=number)
         self._watcher.trial_lost(live.draw, failure)
 
     @property
@@ -238,7 +268,9 @@ class StopWhenAsked(tune.Stopper):
 
 
 def _cause(error: Exception) -> FailureCause:
-    """What took a worker away, as far as Ray can tell."""
+    """What ended an attempt, as far as Ray can tell."""
+    if isinstance(error, StorageError):
+        return "storage"
     if isinstance(error, ray_errors.OutOfMemoryError):
         return "out_of_memory"
     if getattr(error, "preempted", False):

@@ -5,15 +5,15 @@ import hashlib
 import importlib
 import inspect
 import json
-import os
 import sys
-import tempfile
+import traceback
 from pathlib import Path
 from typing import Any, Self
 
 import search_spaces
 from search_spaces.space import StudySpace
 from study.errors import UserError
+from study.home import write_whole
 from study.probe import Parameter, SpaceDescription
 
 
@@ -69,12 +69,7 @@ class StudySpec:
 
     def save(self, path: Path) -> None:
         """Write it whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".spec", delete=False) as file:
-            json.dump(dataclasses.asdict(self), file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).replace(path)
+        write_whole(path, json.dumps(dataclasses.asdict(self), indent=2))
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -128,7 +123,7 @@ def load_space(reference: str, *, folder: Path | None = None) -> tuple[StudySpac
             f"a space must be a function of its module, but {module_name} has no function {function_name!r}; "
             f"use {' or '.join(f'{module_name}:{name}' for name in public) or 'another module'}"
         )
-    space = function()
+    space = _call(function, reference)
     if not isinstance(space, StudySpace):
         raise UserError(f"{reference} must return a search_spaces.space.StudySpace, but got {space!r}; return one")
     return space, paths, notice
@@ -138,6 +133,20 @@ def builtin_modules() -> list[str]:
     """Names of our modules of spaces."""
     folder = Path(search_spaces.__file__).parent
     return sorted(path.stem for path in folder.glob("*.py") if path.stem not in {"__init__", "space"})
+
+
+def _call(function: Any, reference: str) -> Any:
+    try:
+        return function()
+    except Exception as error:
+        raise UserError(f"a space's function must return a space, but {reference} raised {_where(error)}; mend it") from error
+
+
+def _where(error: Exception) -> str:
+    """An error with the place that it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 def _import(full_name: str, reference: str, folder: Path) -> Any:
@@ -150,6 +159,8 @@ def _import(full_name: str, reference: str, folder: Path) -> Any:
             f"a space must be in search_spaces ({', '.join(builtin_modules())}), in {folder} or installed, but there is no "
             f"module {full_name.removeprefix('search_spaces.')!r}; see `study spaces`"
         ) from error
+    except Exception as error:
+        raise UserError(f"a space's module must be importable, but {reference} raised {_where(error)}; mend it") from error
 
 
 def _refuse_other_file(module: Any, folder: Path, *, is_local: bool, name: str) -> None:

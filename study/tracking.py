@@ -34,6 +34,8 @@ PARENT = -1
 _MAX_TAG = 7900
 _PAGE = 5000
 
+logger = logging.getLogger(__name__)
+
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
@@ -93,7 +95,12 @@ class StudyWriter:
             if events[start].kind == "measurement":  # those of one trial that follow each other go as one batch
                 while stop < len(events) and (events[stop].kind, events[stop].trial) == ("measurement", events[start].trial):
                     stop += 1
-            self._apply(events[start:stop])
+            try:
+                self._apply(events[start:stop])
+            except MlflowException as error:
+                if error.error_code != "INVALID_PARAMETER_VALUE":
+                    raise
+                logger.error("MLflow will never take %s: %s", events[start], error)  # and what follows must not wait for it
             self._outbox.mark_delivered(events[stop - 1].seq)
             start = stop
         return len(events)
@@ -115,12 +122,19 @@ class StudyWriter:
                 self._log_metrics(run_id, events)
             case "trial_end":
                 self._log_model(run_id, event.data["model"])
+                self._forget_failure(run_id)
                 self._client.log_batch(run_id, tags=_tags(event.data["tags"] | {STATE_TAG: event.data["state"]}))
                 status = "FINISHED" if event.data["state"] == "finished" else "FAILED"
                 self._client.set_terminated(run_id, status=status, end_time=event.time_ms)
             case "trial_interrupted":
-                self._client.log_batch(run_id, tags=_tags({STATE_TAG: "interrupted"}))
+                self._client.log_batch(run_id, tags=_tags(event.data["tags"] | {STATE_TAG: "interrupted"}))
                 self._client.set_terminated(run_id, status="KILLED", end_time=event.time_ms)
+
+    def _forget_failure(self, run_id: str) -> None:
+        """An attempt that failed unheard may be followed by one that does not."""
+        for tag in self._client.get_run(run_id).data.tags:
+            if tag.startswith(PREFIX + "failure."):
+                self._client.delete_tag(run_id, tag)
 
     def _log_metrics(self, run_id: str, events: list[Event]) -> None:
         """Log the metrics of several steps; a step's timestamp is the trial's start plus a millisecond a step."""

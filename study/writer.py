@@ -34,7 +34,11 @@ def main(folder: Path, session: int) -> int:
     """Deliver until the driver is gone and nothing is pending; print one JSON line when ready or refused."""
     logging.basicConfig(filename=folder / "writer.log", level=logging.INFO, format="%(asctime)s %(message)s")
     with (folder / "writer.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the writer of a driver that died may still be delivering
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # the writer of a driver that died is still delivering
+            print(json.dumps({"waiting": True}), flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         from study.tracking import StudyWriter  # MLflow takes seconds to import: not before the lock is ours
 
         spec = StudySpec.load(folder / "spec.json")

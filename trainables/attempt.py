@@ -20,7 +20,7 @@ from trainables.experiment import DivergedError, Experiment, check_finite
 from trainables.model_files import save_model
 from trainables.protocol import Assignment, Failure, FailureCause, Measurement, Report
 from trainables.registry import load_experiment
-from trainables.storage import Folder
+from trainables.storage import Folder, StorageError, storage_errors
 
 MIN_SECONDS_BETWEEN_CHECKPOINTS = 5.0
 MAX_CHECKPOINT_SHARE = 0.05
@@ -55,7 +55,10 @@ class Attempt:
                 finished = self._advance()
         except torch.AcceleratorError:
             raise  # the device is in an unknown state: this worker must go
+        except StorageError:
+            raise  # no fault of the trial's: it shall be tried again
         except Exception as error:
+            self._experiment = None  # nothing after the failure is worth keeping
             self._log.write(traceback.format_exc())
             self._write_log()
             return self._report(self._measurements[num_known:], failure=_failure(error))
@@ -68,21 +71,28 @@ class Attempt:
 
     def _advance(self) -> bool:
         experiment = self._experiment or self._begin()
-        if experiment.progress < 1.0:
+        progress = self._checked_progress(experiment)
+        if progress < 1.0:
             step = len(self._measurements) + 1
-            metrics = dict(experiment.step())
+            metrics = {name: float(value) for name, value in experiment.step().items()}
             check_finite(metrics, where=f"step {step}")
             self._check_names(metrics, experiment)
-            self._measurements.append(Measurement(step=step, metrics=metrics, progress=experiment.progress))
-        finished = experiment.progress == 1.0
+            progress = self._checked_progress(experiment)
+            self._measurements.append(Measurement(step=step, metrics=metrics, progress=progress))
+        finished = progress == 1.0
         if finished:
-            save_model(self._folder.child("model"), self.assignment.experiment, experiment, self._config)
+            tensors = experiment.model_tensors()
+            with storage_errors("models"):
+                save_model(self._folder.child("model"), self.assignment.experiment, self._config, tensors)
         if finished or self._checkpoint_is_due():
             self._save()
         return finished
 
     def _begin(self) -> Experiment:
         assignment = self.assignment
+        with storage_errors("the files of a study, seen by every node"):
+            Folder(assignment.study_folder).read("study.json")
+            self._log.restore(self._folder)
         sys.path.extend(path for path in assignment.import_paths if path not in sys.path)
         torch.set_num_threads(max(1, int(assignment.num_cpus)))
         experiment_class = load_experiment(assignment.experiment)
@@ -92,9 +102,9 @@ class Attempt:
             raise InvalidConfigError(str(error)) from error
         device = torch.device("cuda" if assignment.num_gpus > 0 else "cpu")
         experiment = experiment_class(self._config, device=device)
-        self._log.restore(self._folder)
         logger.info("trial %d, attempt %d, on %s (pid %d), %s", assignment.trial, assignment.attempt, _HOST, os.getpid(), device)
-        state = load_checkpoint(self._folder.child("checkpoints"))
+        with storage_errors("checkpoints"):
+            state = load_checkpoint(self._folder.child("checkpoints"))
         if state is not None:
             experiment.load_state_dict(state["experiment"])
             self._measurements = [Measurement(**fields) for fields in state["measurements"]]
@@ -102,6 +112,16 @@ class Attempt:
             logger.info("goes on from its checkpoint after step %d", self._saved_step)
         self._experiment = experiment
         return experiment
+
+    def _checked_progress(self, experiment: Experiment) -> float:
+        progress = float(experiment.progress)
+        before = self._measurements[-1].progress if self._measurements else 0.0
+        if not before <= progress <= 1.0:
+            raise ValueError(
+                f"progress must not fall and must be in [0, 1], but got {progress} after {before}; "
+                "return the share of the work done"
+            )
+        return progress
 
     def _check_names(self, metrics: dict[str, float], experiment: Experiment) -> None:
         declared = {metric.name for metric in experiment.METRICS}
@@ -123,13 +143,15 @@ class Attempt:
             "measurements": [{"step": m.step, "metrics": m.metrics, "progress": m.progress} for m in self._measurements],
         }
         self._write_log()
-        save_checkpoint(self._folder.child("checkpoints"), len(self._measurements), state)
+        with storage_errors("checkpoints"):
+            save_checkpoint(self._folder.child("checkpoints"), len(self._measurements), state)
         self._saved_step = len(self._measurements)
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - start
 
     def _write_log(self) -> None:
-        self._folder.write(LOG_FILE, self._log.text().encode())
+        with storage_errors("logs"):
+            self._folder.write(LOG_FILE, self._log.text().encode())
 
     def _report(self, measurements: list[Measurement], *, finished: bool = False, failure: Failure | None = None) -> Report:
         return Report(

@@ -37,7 +37,10 @@ def load_checkpoint(folder: Folder) -> dict[str, Any] | None:
     A damaged one is passed over with a warning. Nothing is unpickled but tensors and plain values.
     """
     for name in reversed(_checkpoints(folder)):
-        data = folder.read(name)
+        try:
+            data = folder.read(name)
+        except FileNotFoundError:  # a worker that outlived its driver is still pruning
+            continue
         match = _NAME.fullmatch(name)
         if match and match[2] == _digest(data):
             state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from torch import Tensor
 
-from trainables.experiment import Experiment
 from trainables.registry import load_experiment
 from trainables.storage import Folder
 
@@ -18,13 +18,14 @@ TENSORS_FILE = "model.safetensors"
 RECIPE_FILE = "experiment.json"
 
 
-def save_model(folder: Folder, name: str, experiment: Experiment, config: Any) -> None:
-    """Write an experiment's trained networks and the config that rebuilds them.
+def save_model(folder: Folder, name: str, config: Any, tensors: dict[str, Tensor]) -> None:
+    """Write trained networks and the config that rebuilds them.
 
     Args:
         name: the experiment, as `trainables.registry.load_experiment` takes it.
+        tensors: its `model_tensors()`.
     """
-    folder.write(TENSORS_FILE, safetensors.torch.save(experiment.model_tensors()))
+    folder.write(TENSORS_FILE, safetensors.torch.save(tensors))
     recipe = {"experiment": name, "config": dataclasses.asdict(config)}
     folder.write(RECIPE_FILE, json.dumps(recipe, indent=2).encode())
 

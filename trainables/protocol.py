@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import Any, Literal, Self
 
-FailureCause = Literal["diverged", "out_of_memory", "invalid_config", "bug", "worker_lost", "node_lost", "preempted"]
+FailureCause = Literal["diverged", "out_of_memory", "invalid_config", "bug", "storage", "worker_lost", "node_lost", "preempted"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,7 +16,8 @@ class Assignment:
         config: keyword arguments of the experiment's Config.
         trial: number of the trial in its study, from 0.
         attempt: 1 for the first try of a trial; one more each time it is handed out again.
-        folder: where the trial's checkpoints, model and log are kept (`trainables.storage.Folder`).
+        study_folder: of the study in its storage; the driver has put `study.json` there.
+        folder: of the trial in it: its checkpoints, model and log (`trainables.storage.Folder`).
         num_cpus, num_gpus: what the trial was given; torch's threads follow num_cpus.
         import_paths: folders that a user's own modules are imported from.
     """
@@ -25,6 +26,7 @@ class Assignment:
     config: dict[str, Any]
     trial: int
     attempt: int
+    study_folder: str
     folder: str
     num_cpus: float
     num_gpus: float

@@ -1,11 +1,13 @@
 """The one adapter that lets Ray Tune run any experiment. The only file of this package that imports Ray."""
 
+import contextlib
 from typing import Any
 
 from ray import tune
 
 from trainables.attempt import Attempt
 from trainables.protocol import Assignment
+from trainables.storage import StorageError
 
 
 class ExperimentTrainable(tune.Trainable):
@@ -19,7 +21,8 @@ class ExperimentTrainable(tune.Trainable):
         self._attempt = Attempt(Assignment.from_json(config["assignment"]))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._attempt.close()
+        with contextlib.suppress(StorageError):  # the attempt before is over: its trouble is not the next one's
+            self._attempt.close()
         self.setup(new_config)
         return True
 

@@ -8,8 +8,26 @@ import contextlib
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
+
+
+class StorageError(OSError):
+    """The storage failed, not the experiment: the trial is sound and may go on when the storage does."""
+
+
+@contextlib.contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Tell a failing storage from everything else that may fail.
+
+    Raises:
+        StorageError: for any error inside.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise StorageError(f"the storage must keep {what}, but it does not ({error}); mend it and resume the study") from error
 
 
 class Folder:

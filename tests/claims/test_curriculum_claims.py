@@ -43,9 +43,11 @@ def test_the_broad_arm_learns_the_composite_in_8_of_8_seeds_atoms_first():
     assert atoms_learned < composite_falls
 
 
-def test_the_narrow_arm_learns_in_0_of_4_seeds_with_5_times_the_samples():
-    """Seeds 4-7. Learning a parity by luck is rare and not impossible: of seeds 0-11 one did, seed 2 at 7.1 M samples."""
-    report = run(related_atoms=0, composite_share=1.0, seed=4, num_seeds=4, sample_budget=5 * BROAD_BUDGET)[-1]
-    print(f"narrow: {report['fraction_converged'] * 4:.0f} of 4, loss {report['composite_loss_bits']:.3f} bits")
-    assert report["fraction_converged"] == 0.0
-    assert report["composite_loss_bits"] > 0.95
+def test_the_narrow_arm_learns_in_no_seed_with_the_same_samples_and_in_one_of_8_at_most_with_5_times_as_many():
+    """Learning a parity by luck is rare and not impossible: of seeds 0-11 one did, seed 2 at 7.1 M samples."""
+    reports = run(related_atoms=0, composite_share=1.0, num_seeds=8, sample_budget=5 * BROAD_BUDGET)
+    same_samples = next(report for report in reports if report["samples_used"] >= BROAD_BUDGET)
+    print(f"narrow: {reports[-1]['fraction_converged'] * 8:.0f} of 8, loss {reports[-1]['composite_loss_bits']:.3f} bits")
+    assert same_samples["fraction_converged"] == 0.0
+    assert reports[-1]["fraction_converged"] <= 1 / 8
+    assert reports[-1]["composite_loss_bits"] > 0.95

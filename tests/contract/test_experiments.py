@@ -106,7 +106,7 @@ def test_models_survive_their_files(experiment_class, tmp_path):
     experiment = make(experiment_class)
     run(experiment)
     name = next(name for name in EXPERIMENTS if load_experiment(name) is experiment_class)
-    save_model(Folder(tmp_path), name, experiment, experiment_class.Config.tiny())
+    save_model(Folder(tmp_path), name, experiment_class.Config.tiny(), experiment.model_tensors())
     direct = experiment_class.rebuild(experiment_class.Config.tiny(), experiment.model_tensors())
     for loaded, expected in zip(networks(load_model(tmp_path)), networks(direct), strict=True):
         for ours, theirs in zip(loaded.parameters(), expected.parameters(), strict=True):

@@ -12,6 +12,7 @@ from rich.console import Console
 from study import launch, open_study
 from study.cluster import ray_session
 from study.errors import UserError
+from study.home import Home
 from trainables.cmsp.curriculum import Curriculum
 
 METRICS = {metric.name for metric in Curriculum.METRICS}
@@ -159,7 +160,7 @@ def test_a_study_goes_on_only_as_what_it_was(t1, home):
 def test_a_name_that_another_home_has_in_the_same_mlflow_is_refused(t1, home, tmp_path):
     with pytest.raises(UserError, match="a study's name must be free in MLflow"):
         again(tmp_path / "other", "t1", tracking_uri=f"sqlite:///{home / 'mlflow.db'}")
-    assert not (tmp_path / "other" / "studies" / "t1" / "spec.json").exists()
+    assert Home(tmp_path / "other").studies() == []
 
 
 def test_a_storage_that_holds_another_study_of_the_name_is_refused(t1, home, tmp_path):

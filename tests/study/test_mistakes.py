@@ -6,6 +6,8 @@ import time
 import commands
 import pytest
 
+from study.home import Home
+
 TINY = ("launch", "cmsp_curriculum:tiny")
 
 
@@ -43,9 +45,16 @@ def test_a_mistake_is_answered_in_one_sentence(home, tmp_path, arguments, senten
     assert result.stderr.startswith("study: ")
     assert len(result.stderr.splitlines()) == 1
     assert "; " in result.stderr  # the remedy
-    assert not (home / "studies" / "s" / "spec.json").exists()
+    assert Home(home).studies() == []
     if "--address" in arguments:
         assert time.monotonic() - start < 10
+
+
+def test_a_first_launch_that_failed_leaves_its_name_free(home):
+    failed = commands.run(*TINY, "--name", "s", "--trials", "1", "--cpus-per-trial", "1000", home=home)
+    assert failed.returncode == 2
+    assert commands.run(*TINY, "--name", "s", "--trials", "1", home=home).returncode == 0
+    assert set(commands.mlflow_runs(home, "s")["status"]) == {"FINISHED"}
 
 
 def test_a_port_where_something_else_answers_is_no_cluster(home):

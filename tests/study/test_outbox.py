@@ -50,8 +50,8 @@ def test_closing_a_session_interrupts_exactly_the_trials_that_are_open(outbox):
     session = outbox.start_session({})
     for trial in range(3):
         start(outbox, trial)
-    outbox.put("trial_end", "trial/0/end", {}, trial=0)
-    outbox.put("trial_interrupted", "trial/1/interrupted/1", {}, trial=1)
+    outbox.put("trial_end", "trial/0/end/1", {}, trial=0)
+    outbox.put("trial_interrupted", "trial/1/interrupted/1", {"tags": {}}, trial=1)
     start(outbox, 1, attempt=2)
     outbox.close_session(session)
     assert kinds(outbox)[-3:] == [("trial_interrupted", 2), ("trial_interrupted", 1), ("session_end", None)]
@@ -77,3 +77,15 @@ def test_a_new_session_closes_what_a_killed_one_left_open(outbox):
     assert kinds(outbox) == [
         ("session_start", None), ("trial_start", 7), ("trial_interrupted", 7), ("session_end", None), ("session_start", None),
     ]  # fmt: skip
+
+
+def test_a_trial_whose_end_was_told_but_not_recorded_ends_again_with_its_next_attempt(outbox):
+    """The driver died between the outbox and the record: the trial is handed out again, already finished."""
+    outbox.start_session({})
+    start(outbox, 0)
+    outbox.put("trial_end", "trial/0/end/1", {}, trial=0)
+    session = outbox.start_session({})
+    start(outbox, 0, attempt=2)
+    outbox.put("trial_end", "trial/0/end/2", {}, trial=0)
+    outbox.close_session(session, "FINISHED")
+    assert kinds(outbox)[-2:] == [("trial_end", 0), ("session_end", None)]

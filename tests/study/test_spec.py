@@ -83,6 +83,12 @@ def test_a_difference_is_shown_by_its_name():
         ({"suggest": lambda trial: {"width": trial.suggest_int("width", -4, 4)}}, "every draw of a space must be a valid config"),
         ({"suggest": lambda trial: {"wdth": 3}}, "every draw of a space must be a valid config"),
         ({"first_trials": ({"width": 16},)}, "a first trial must give exactly the parameters"),
+        (
+            {"first_trials": ({"related_atoms": 0, "width": 17, "learning_rate": 2e-3},)},
+            "width must be in 16 .. 48",
+        ),
+        ({"suggest": lambda trial: 1 / 0}, r"raised ZeroDivisionError: division by zero at .*test_spec.py"),
+        ({"suggest": lambda trial: {"width": trial.suggest_int("w[0]", 1, 2)}}, "a parameter's name must be letters"),
     ],
 )
 def test_a_broken_space_is_refused_before_any_trial(changes, message):
@@ -105,6 +111,8 @@ def mine():
     return StudySpace(experiment="cmsp_curriculum", suggest=lambda trial: {}, objectives=("parameters",))
 def number():
     return 3
+def empty():
+    return StudySpace(experiment="x", suggest=dict, objectives=())
 """
 
 
@@ -131,11 +139,14 @@ def test_a_local_module_that_hides_one_of_ours_is_said_aloud(tmp_path: Path):
         ("bad_spaces:number", "must return a search_spaces.space.StudySpace"),
         ("json:tiny", "a local space's name must be its own"),
         ("needy:tiny", "needs no_such_package"),
+        ("broken:tiny", "raised SyntaxError"),
+        ("bad_spaces:empty", "raised ValueError: a space must have at least one objective"),
     ],
 )
 def test_a_space_that_cannot_be_loaded_is_the_users_mistake(tmp_path: Path, reference, message):
     (tmp_path / "bad_spaces.py").write_text(SPACE)
     (tmp_path / "json.py").write_text(SPACE)
+    (tmp_path / "broken.py").write_text("def")
     (tmp_path / "needy.py").write_text("import no_such_package")
     with pytest.raises(UserError, match=message):
         load_space(reference, folder=tmp_path)
@@ -146,5 +157,8 @@ def test_other_code_is_worth_a_word_and_another_mlflow_is_refused():
     assert "torch: 2 -> 3" in describe_changes(spec(), spec(versions={"torch": "3"}))
     assert "commit: None -> abc" in describe_changes(spec(), spec(commit="abc"))
     refuse_drift(spec(), spec(commit="abc"))
+    refuse_drift(spec(), spec(num_trials=60))
+    with pytest.raises(UserError, match="budget only grows, from 6 trials"):
+        refuse_drift(spec(), spec(num_trials=3))
     with pytest.raises(UserError, match="stay in one MLflow"):
         refuse_drift(spec(), spec(tracking_uri="http://elsewhere"))

@@ -1,20 +1,28 @@
 """An attempt without Ray: build, advance, save, go on, fail."""
 
 import dataclasses
+import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from trainables.attempt import Attempt
 from trainables.cmsp.curriculum import CurriculumConfig
+from trainables.experiment import Experiment, Metric
 from trainables.model_files import load_model
 from trainables.protocol import Assignment, Report
+from trainables.storage import Folder, StorageError
 
+HERE = Path(__file__).parent
 TINY = dataclasses.asdict(CurriculumConfig.tiny())
 
 
 def assign(folder, *, experiment="cmsp_curriculum", attempt=1, **config):
+    Folder(folder).write("study.json", b"{}")
     return Assignment(
-        experiment=experiment, config=TINY | config, trial=3, attempt=attempt, folder=str(folder),
+        experiment=experiment, config=TINY | config, trial=3, attempt=attempt, study_folder=str(folder), folder=str(folder),
         num_cpus=1, num_gpus=0, import_paths=[],
     )  # fmt: skip
 
@@ -79,6 +87,73 @@ def test_a_failure_has_its_cause_error_and_traceback(tmp_path, changes, cause, e
     assert error in failure.error
     assert "Traceback" in failure.traceback
     assert error in (tmp_path / "log.txt").read_text()
+
+
+def test_a_storage_that_fails_is_not_the_trials_failure(tmp_path, monkeypatch):
+    attempt = Attempt(assign(tmp_path))
+    monkeypatch.setattr(Folder, "write", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(StorageError, match="disk full"):
+        run(attempt)
+
+
+def test_a_worker_that_does_not_see_the_studys_storage_says_so(tmp_path):
+    assignment = assign(tmp_path)
+    (tmp_path / "study.json").unlink()
+    with pytest.raises(StorageError, match="seen by every node"):
+        Attempt(assignment).advance()
+
+
+class Odd(Experiment):
+    """Reports what its config says."""
+
+    METRICS = (Metric(name="loss", goal="min", unit="1", meaning="A number."),)
+
+    @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+    class Config:
+        progress: float = 0.5
+        kind: str = "float"
+
+    def __init__(self, config, *, device):
+        self.config, self.steps = config, 0
+
+    def step(self):
+        self.steps += 1
+        return {"loss": {"float": 0.5, "numpy": np.float64(0.5), "tensor": torch.tensor(0.5)}[self.config.kind]}
+
+    @property
+    def progress(self):
+        return min(1.0, self.steps * self.config.progress) if self.config.progress < 1 else self.steps * self.config.progress
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+    def model_tensors(self):
+        return {"x": torch.zeros(1)}
+
+    @classmethod
+    def rebuild(cls, config, tensors):
+        return tensors
+
+
+def assign_odd(folder, **config):
+    return dataclasses.replace(assign(folder), experiment="test_attempt:Odd", config=config, import_paths=[str(HERE)])
+
+
+@pytest.mark.parametrize("progress", [1.5, float("nan"), -0.5])
+def test_progress_outside_its_range_fails_the_trial(tmp_path, progress):
+    failure = run(Attempt(assign_odd(tmp_path, progress=progress)))[-1].failure
+    assert "progress must not fall and must be in [0, 1]" in failure.error
+
+
+@pytest.mark.parametrize("kind", ["float", "numpy", "tensor"])
+def test_a_metric_may_be_any_number_and_travels_as_a_float(tmp_path, kind):
+    first = Attempt(assign_odd(tmp_path, kind=kind))
+    assert json.loads(first.advance().to_json())["measurements"][0]["metrics"] == {"loss": 0.5}
+    first.close()
+    assert len(measurements(run(Attempt(assign_odd(tmp_path, kind=kind))))) == 2
 
 
 def test_reports_and_assignments_survive_the_way(tmp_path):

@@ -115,14 +115,14 @@ class Curriculum(Experiment):
         loss_PB = self._population.losses(*self._evaluation.draw(self._update)) / math.log(2)
         loss_CP = loss_PB.view(len(self._lanes), -1, self.config.samples_per_evaluation).mean(-1).T.tolist()
         for place, lane in enumerate(self._lanes):
+            if lane >= self.config.num_seeds or self._converged_at[lane] is not None:
+                continue  # it only keeps another network company: what it does now is nobody's result
             composite_bits = loss_CP[0][place]
             if not math.isfinite(composite_bits):
                 raise DivergedError(
                     f"the composite's loss must be finite, but is {composite_bits} for seed {self.config.seed + lane} at "
                     f"update {self._update}; lower learning_rate = {self.config.learning_rate}"
                 )
-            if self._converged_at[lane] is not None:
-                continue  # it only keeps another network company: what it does now is nobody's result
             self._composite_bits[lane] = composite_bits
             self._atomic_bits[lane] = statistics.fmean(row[place] for row in loss_CP[1:])
             if composite_bits < self.config.target_loss_bits:

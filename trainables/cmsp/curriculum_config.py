@@ -56,7 +56,7 @@ class CurriculumConfig:
 
     def __post_init__(self) -> None:
         unrelated = self.num_atoms - self.composite_size
-        pairs = (self.composite_size - 1) // 2
+        pairs = self.composite_size // 2 if self.composite_size > 2 else 0
         for name, low, high in (
             ("composite_size", 2, self.num_atoms),
             ("related_atoms", 0, self.composite_size),
@@ -92,10 +92,10 @@ class CurriculumConfig:
         )
         _ = self.task, self.shape  # they hold laws of their own
         require(
-            self.counts[self.composite] >= 1,
-            "the composite must get at least one sample an update",
-            f"composite_share = {self.composite_share} of {self.samples_per_update} samples",
-            "raise either",
+            min(self.counts.values()) >= 1,
+            "every code of the mixture must get at least one sample an update",
+            f"composite_share = {self.composite_share} of {self.samples_per_update} samples for {len(self.counts)} codes",
+            "take larger batches, or a share less near 0 or 1",
         )
 
     @property

@@ -27,13 +27,13 @@ def test_default_is_the_broad_arm_of_figure_2():
 
 def test_a_mixture_holds_what_its_breadth_says_in_the_shares_it_says():
     config = dataclasses.replace(
-        CurriculumConfig(), num_atoms=6, related_atoms=2, unrelated_atoms=1, intermediate_composites=1,
+        CurriculumConfig(), num_atoms=6, related_atoms=2, unrelated_atoms=1, intermediate_composites=2,
         composite_share=0.5, samples_per_update=1001,
     )  # fmt: skip
-    assert config.other_codes == [(0,), (1,), (4,), (0, 1)]
+    assert config.other_codes == [(0,), (1,), (4,), (0, 1), (2, 3)]
     assert config.counts[(0, 1, 2, 3)] == 500
     assert sum(config.counts.values()) == 1001
-    assert {config.counts[code] for code in config.other_codes} == {125, 126}
+    assert {config.counts[code] for code in config.other_codes} == {100, 101}
 
 
 def test_learning_stops_when_all_seeds_have_converged():
@@ -83,6 +83,14 @@ def test_a_learning_rate_that_blows_up_is_reported_as_divergence():
         run(dataclasses.replace(TINY, learning_rate=1e37))
 
 
+def test_a_twin_that_only_keeps_company_may_diverge():
+    experiment = Curriculum(dataclasses.replace(TINY, num_seeds=1), device=CPU)
+    experiment._population.parameter_PF[1] = float("nan")
+    while experiment.progress < 1.0:
+        experiment.step()
+    assert experiment.step()["fraction_converged"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("changes", "law"),
     [
@@ -97,7 +105,8 @@ def test_a_learning_rate_that_blows_up_is_reported_as_divergence():
         ({"updates_per_step": 120}, "updates_per_step must be a multiple"),
         ({"sample_budget": 10}, "sample_budget must be at least"),
         ({"num_seeds": 0}, "num_seeds must be at least 1"),
-        ({"composite_share": 0.001}, "the composite must get at least one sample"),
+        ({"composite_share": 0.001}, "every code of the mixture must get at least one sample"),
+        ({"composite_share": 0.999}, "every code of the mixture must get at least one sample"),
         ({"depth": 1}, "depth must be at least 2"),
         ({"num_task_bits": 3}, "num_task_bits must be at least"),
     ],
