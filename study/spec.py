@@ -167,4 +167,4 @@ def _refuse_other_file(module: Any, folder: Path, *, is_local: bool, name: str) 
     """A local module that an installed one of the same name hides would silently run the wrong code."""
     found = getattr(module, "__file__", None)
     if is_local and not (found and Path(found).absolute().is_relative_to(folder)):
-        raise UserError(f"a local space's name must be its own, but {name} is also an installed module; rename {name}.py")
+        raise UserError(f"a local space's name must be its own, but {name} is {found} already; rename {name}.py")

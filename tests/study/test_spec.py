@@ -1,4 +1,5 @@
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,7 @@ def test_a_space_that_cannot_be_loaded_is_the_users_mistake(tmp_path: Path, refe
     (tmp_path / "json.py").write_text(SPACE)
     (tmp_path / "broken.py").write_text("def")
     (tmp_path / "needy.py").write_text("import no_such_package")
+    sys.modules.pop("bad_spaces", None)
     with pytest.raises(UserError, match=message):
         load_space(reference, folder=tmp_path)
 
