@@ -1,5 +1,4 @@
 import dataclasses
-import sys
 from pathlib import Path
 
 import pytest
@@ -141,7 +140,7 @@ def test_a_local_module_that_hides_one_of_ours_is_said_aloud(tmp_path: Path):
         ("json:tiny", "a local space's name must be its own"),
         ("needy:tiny", "needs no_such_package"),
         ("broken:tiny", "raised SyntaxError"),
-        ("bad_spaces:empty", "raised ValueError: a space must have at least one objective"),
+        ("empty_space:empty", "raised ValueError: a space must have at least one objective"),
     ],
 )
 def test_a_space_that_cannot_be_loaded_is_the_users_mistake(tmp_path: Path, reference, message):
@@ -149,7 +148,7 @@ def test_a_space_that_cannot_be_loaded_is_the_users_mistake(tmp_path: Path, refe
     (tmp_path / "json.py").write_text(SPACE)
     (tmp_path / "broken.py").write_text("def")
     (tmp_path / "needy.py").write_text("import no_such_package")
-    sys.modules.pop("bad_spaces", None)
+    (tmp_path / "empty_space.py").write_text(SPACE)
     with pytest.raises(UserError, match=message):
         load_space(reference, folder=tmp_path)
 
