@@ -76,7 +76,7 @@ def cpu() -> StudySpace:
             _FIGURE_2 | {"related_atoms": 3, "composite_share": 0.25},
             _FIGURE_2 | {"related_atoms": 0},
         ),
-        num_trials=36,
+        num_trials=30,
     )
 
 

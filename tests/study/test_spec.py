@@ -144,11 +144,10 @@ def test_a_local_module_that_hides_one_of_ours_is_said_aloud(tmp_path: Path):
     ],
 )
 def test_a_space_that_cannot_be_loaded_is_the_users_mistake(tmp_path: Path, reference, message):
-    (tmp_path / "bad_spaces.py").write_text(SPACE)
-    (tmp_path / "json.py").write_text(SPACE)
-    (tmp_path / "broken.py").write_text("def")
-    (tmp_path / "needy.py").write_text("import no_such_package")
-    (tmp_path / "empty_space.py").write_text(SPACE)
+    sources = {"bad_spaces": SPACE, "empty_space": SPACE, "json": SPACE, "broken": "def", "needy": "import no_such_package"}
+    module = reference.partition(":")[0]
+    if module in sources:
+        (tmp_path / f"{module}.py").write_text(sources[module])
     with pytest.raises(UserError, match=message):
         load_space(reference, folder=tmp_path)
 
