@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from trainables.cmsp.curriculum_config import CurriculumConfig
-from trainables.cmsp.population import Population, unpadded_layers
+from trainables.cmsp.networks import for_modules, initial_network, join, modules, split
+from trainables.cmsp.population import Population
 from trainables.cmsp.task import Batches
+from trainables.cmsp.update_loop import UpdateLoop
 from trainables.experiment import DivergedError, Experiment, Metric
 from trainables.randomness import generator, stream_key
 
@@ -71,77 +73,66 @@ class Curriculum(Experiment):
         self.config = config
         self.device = device
         self._update = 0
-        # A population is never smaller than two lanes (population.py): one seed gets a twin that nobody reports.
-        self._lanes = list(range(max(2, config.num_seeds)))
-        self._composite_bits = [1.0] * len(self._lanes)
-        self._atomic_bits = [1.0] * len(self._lanes)
-        self._converged_at: list[int | None] = [None] * len(self._lanes)
-        self._final: list[Tensor | None] = [None] * len(self._lanes)
-        seeds = [config.seed + lane for lane in self._lanes]
-        self._population = Population(
-            config.shape,
-            [generator(seed, "weights") for seed in seeds],
-            [config.learning_rate] * len(seeds),
-            device=device,
-        )
-        self._make_batches()
+        self._training_seeds = list(range(config.num_seeds))  # one a network of the population, in its order
+        self._composite_bits = [1.0] * config.num_seeds
+        self._atomic_bits = [1.0] * config.num_seeds
+        self._converged_at: list[int | None] = [None] * config.num_seeds
+        self._final: list[Tensor | None] = [None] * config.num_seeds
+        networks = [initial_network(config.shape, generator(config.seed + seed, "weights")) for seed in self._training_seeds]
+        parameter_PF = join(config.shape, networks).to(device)
+        self._population = Population(config.shape, parameter_PF, [config.learning_rate] * config.num_seeds)
+        self._bind()
 
-    def _make_batches(self) -> None:
-        """Bind the streams of the networks that still train."""
+    def _bind(self) -> None:
+        """Make the streams and the loop of the networks that still train."""
         config = self.config
         evaluated = [config.composite, *[(atom,) for atom in config.composite]]
         self._training = Batches(config.task, config.counts, self._keys("training"))
         self._evaluation = Batches(config.task, dict.fromkeys(evaluated, config.samples_per_evaluation), self._keys("evaluation"))
+        self._loop = UpdateLoop(lambda index: self._population.update(*self._training.draw(index)), device=self.device)
 
     def _keys(self, purpose: str) -> Tensor:
-        return torch.tensor([stream_key(self.config.seed + lane, purpose) for lane in self._lanes], device=self.device)
+        return torch.tensor([stream_key(self.config.seed + seed, purpose) for seed in self._training_seeds], device=self.device)
 
     def step(self) -> dict[str, float]:
         stop = min(self._update + self.config.updates_per_step, self.config.num_updates)
         while self._update < stop and self._training_seeds:
-            self._population.update(*self._training.draw(self._update))
-            self._update += 1
-            if self._update % self.config.updates_per_evaluation == 0 or self._update == self.config.num_updates:
-                self._evaluate()
+            start, self._update = self._update, self._next_evaluation()
+            self._loop.run(start, self._update)
+            self._evaluate()
         return self._metrics()
 
-    @property
-    def _training_seeds(self) -> list[int]:
-        return [lane for lane in self._lanes if lane < self.config.num_seeds and self._converged_at[lane] is None]
+    def _next_evaluation(self) -> int:
+        every = self.config.updates_per_evaluation
+        return min((self._update // every + 1) * every, self.config.num_updates)
 
     @torch.no_grad()
     def _evaluate(self) -> None:
         """Measure fresh losses of every network that still trains, and let those that have converged go."""
         loss_PB = self._population.losses(*self._evaluation.draw(self._update)) / math.log(2)
-        loss_CP = loss_PB.view(len(self._lanes), -1, self.config.samples_per_evaluation).mean(-1).T.tolist()
-        for place, lane in enumerate(self._lanes):
-            if lane >= self.config.num_seeds or self._converged_at[lane] is not None:
-                continue  # it only keeps another network company: what it does now is nobody's result
+        loss_CP = loss_PB.view(len(self._training_seeds), -1, self.config.samples_per_evaluation).mean(-1).T.tolist()
+        for place, seed in enumerate(self._training_seeds):
             composite_bits = loss_CP[0][place]
             if not math.isfinite(composite_bits):
                 raise DivergedError(
-                    f"the composite's loss must be finite, but is {composite_bits} for seed {self.config.seed + lane} at "
+                    f"the composite's loss must be finite, but is {composite_bits} for seed {self.config.seed + seed} at "
                     f"update {self._update}; lower learning_rate = {self.config.learning_rate}"
                 )
-            self._composite_bits[lane] = composite_bits
-            self._atomic_bits[lane] = statistics.fmean(row[place] for row in loss_CP[1:])
+            self._composite_bits[seed] = composite_bits
+            self._atomic_bits[seed] = statistics.fmean(row[place] for row in loss_CP[1:])
             if composite_bits < self.config.target_loss_bits:
-                self._converged_at[lane] = self._update
-                self._final[lane] = self._population.parameter_PF[place].clone()
+                self._converged_at[seed] = self._update
+                self._final[seed] = self._population.parameter_PF[place].clone()
         self._drop_converged()
 
     def _drop_converged(self) -> None:
-        """Take converged networks out of the batch, keeping two lanes as long as any seed trains."""
-        training = self._training_seeds
-        if not training:
-            return
-        spare = [lane for lane in self._lanes if lane not in training]
-        kept = sorted(training + spare[: max(0, 2 - len(training))])
-        if kept != self._lanes:
-            places = torch.tensor([self._lanes.index(lane) for lane in kept], device=self.device)
-            self._population.keep(places)
-            self._lanes = kept
-            self._make_batches()
+        """Take converged networks out of the batch."""
+        places = [place for place, seed in enumerate(self._training_seeds) if self._converged_at[seed] is None]
+        if len(places) < len(self._training_seeds):
+            self._training_seeds = [self._training_seeds[place] for place in places]
+            if places:
+                self._population.keep(torch.tensor(places, device=self.device))
+                self._bind()
 
     def _metrics(self) -> dict[str, float]:
         config = self.config
@@ -168,7 +159,7 @@ class Curriculum(Experiment):
     def state_dict(self) -> dict[str, Any]:
         return {
             "update": self._update,
-            "lanes": list(self._lanes),
+            "training_seeds": list(self._training_seeds),
             "composite_bits": list(self._composite_bits),
             "atomic_bits": list(self._atomic_bits),
             "converged_at": list(self._converged_at),
@@ -178,13 +169,14 @@ class Curriculum(Experiment):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._update = state["update"]
-        self._lanes = list(state["lanes"])
+        self._training_seeds = list(state["training_seeds"])
         self._composite_bits = list(state["composite_bits"])
         self._atomic_bits = list(state["atomic_bits"])
         self._converged_at = list(state["converged_at"])
         self._final = [None if flat_F is None else flat_F.to(self.device) for flat_F in state["final"]]
         self._population.load_state_dict(state["population"])
-        self._make_batches()
+        if self._training_seeds:
+            self._bind()
 
     def model_tensors(self) -> dict[str, Tensor]:
         """Every seed's network, as it converged or as it is now.
@@ -192,26 +184,11 @@ class Curriculum(Experiment):
         Returns:
             for layer 0, 1, ...: `layer0.weight` of shape (S, outputs, inputs) and `layer0.bias` of shape (S, outputs).
         """
-        current = dict(zip(self._lanes, self._population.parameter_PF, strict=True))
-        flat_SF = torch.stack(
-            [current[seed] if (final := self._final[seed]) is None else final for seed in range(self.config.num_seeds)]
-        ).cpu()
-        tensors = {}
-        for layer, (weight_SIO, bias_SO) in enumerate(unpadded_layers(self.config.shape, flat_SF)):
-            tensors[f"layer{layer}.weight"] = weight_SIO.mT.contiguous()
-            tensors[f"layer{layer}.bias"] = bias_SO.contiguous()
-        return tensors
+        current = dict(zip(self._training_seeds, self._population.parameter_PF, strict=False))
+        flat_SF = torch.stack([current[seed] if final is None else final for seed, final in enumerate(self._final)]).cpu()
+        return for_modules(split(self.config.shape, flat_SF))
 
     @classmethod
     def rebuild(cls, config: CurriculumConfig, tensors: Mapping[str, Tensor]) -> list[torch.nn.Sequential]:
         """One torch.nn.Sequential a seed: control bits and task bits in, two logits out."""
-        networks = []
-        for seed in range(config.num_seeds):
-            modules: list[torch.nn.Module] = []
-            for layer, (fan_in, fan_out) in enumerate(config.shape.layers):
-                linear = torch.nn.Linear(fan_in, fan_out)
-                names = ("weight", "bias")
-                linear.load_state_dict({name: tensors[f"layer{layer}.{name}"][seed] for name in names})
-                modules += [linear, torch.nn.ReLU()]
-            networks.append(torch.nn.Sequential(*modules[:-1]))
-        return networks
+        return [modules({name: tensor[seed] for name, tensor in tensors.items()}) for seed in range(config.num_seeds)]

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Self
 
-from trainables.cmsp.population import Shape
+from trainables.cmsp.networks import Shape
 from trainables.cmsp.task import Code, Task
 from trainables.experiment import require
 
@@ -104,7 +104,7 @@ class CurriculumConfig:
 
     @property
     def shape(self) -> Shape:
-        return Shape(num_inputs=self.num_atoms + self.num_task_bits, depth=self.depth, width=self.width)
+        return Shape.of_depth(num_inputs=self.num_atoms + self.num_task_bits, depth=self.depth, width=self.width)
 
     @property
     def composite(self) -> Code:

@@ -1,151 +1,172 @@
-"""P multilayer perceptrons of one shape, trained at once as one batched program.
+"""P networks of one shape, trained at once as one batched program.
 
 The gradient is written out by hand: the task needs one loss and one kind of layer, and every product then is one
-batched matrix product over all networks, with no graph to build. Each product treats its networks alike whatever their
-number, so a network's numbers do not depend on its company (bit for bit on CPU, from two networks up: a batch of one
-takes another matrix kernel). Two more things make it so. Sizes are padded with zeros to whole cache lines, since matrix kernels
-round differently at other alignments; zero weights stay zero, for no gradient reaches them. And everything elementwise is
-one rounding at a time: fused forms such as lerp or sigmoid round differently in a vector's tail, and where the tail falls
-depends on how many networks there are.
+batched matrix product over several networks, with no graph to build.
 
-Axes: P networks, B samples, I inputs, H hidden units, O outputs, F all parameters of a network, flat; padded all.
+On the CPU a network's numbers do not depend on its company, bit for bit. For that
+  - no product is a batch of one, and every network's batch is divided alike (lanes.py);
+  - sizes are whole cache lines (networks.py);
+  - everything elementwise is one rounding at a time: fused forms such as lerp or sigmoid round differently in a vector's
+    tail, and where the tail falls depends on how many networks there are.
+Axes: P networks, L lanes of a batched product, B samples, C samples of a chunk, I columns of a sample, H hidden units,
+F all parameters of a network, flat.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainables.experiment import require
+from trainables.cmsp.lanes import Lanes, Layers, divide_samples, form_lanes
+from trainables.cmsp.networks import Shape, split, split_padded
 
 ADAM_EPS = 1e-5  # arXiv:2505.15811, compositions experiments; torch's default is 1e-8
 ADAM_BETAS = (0.9, 0.999)
-NUM_CLASSES = 2
-_CACHE_LINE = 16  # float32 numbers
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Shape:
-    """Sizes of the networks; depth counts linear layers, so depth 3 has two hidden layers."""
-
-    num_inputs: int
-    depth: int
-    width: int
-
-    def __post_init__(self) -> None:
-        require(self.depth >= 2, "depth must be at least 2", self.depth, "depth counts linear layers; use 2 or 3")
-        require(self.width >= 1, "width must be at least 1", self.width, "use 128 as the paper does")
-
-    @property
-    def layers(self) -> list[tuple[int, int]]:
-        """(inputs, outputs) of every linear layer."""
-        sizes = [self.num_inputs, *[self.width] * (self.depth - 1), NUM_CLASSES]
-        return list(pairwise(sizes))
-
-    @property
-    def padded_layers(self) -> list[tuple[int, int]]:
-        """The same, as the population holds them: everything but the logits in whole cache lines."""
-        return [(_pad(fan_in), fan_out if fan_out == NUM_CLASSES else _pad(fan_out)) for fan_in, fan_out in self.layers]
-
-    @property
-    def num_parameters(self) -> int:
-        return sum((fan_in + 1) * fan_out for fan_in, fan_out in self.layers)
 
 
 class Population:
     """P networks with ReLU between linear layers and two logits, and an Adam optimizer for each.
 
     Args:
-        generators: one a network, on the CPU: its initial weights, uniform in +-1/sqrt(fan_in) as torch.nn.Linear's.
+        parameter_PF: as `networks.join` makes it; taken over, and changed in place.
         learning_rates: one a network.
+        adam_eps: added to the root of Adam's second moment.
     """
 
     def __init__(
-        self,
-        shape: Shape,
-        generators: Sequence[torch.Generator],
-        learning_rates: Sequence[float],
-        *,
-        device: torch.device,
+        self, shape: Shape, parameter_PF: Tensor, learning_rates: Sequence[float], *, adam_eps: float = ADAM_EPS
     ) -> None:
         self.shape = shape
-        self._learning_rate_P1 = torch.tensor(learning_rates, dtype=torch.float32, device=device)[:, None]
-        num_padded = sum(_pad((fan_in + 1) * fan_out) for fan_in, fan_out in shape.padded_layers)
-        self._hold(torch.zeros(len(generators), num_padded, device=device))
-        layers = unpadded_layers(shape, self.parameter_PF)
-        for place, generator in enumerate(generators):
-            for (weight_PIO, bias_PO), (weight_IO, bias_O) in zip(layers, _initial_layers(shape, generator), strict=True):
-                weight_PIO[place], bias_PO[place] = weight_IO, bias_O
-        self._mean_PF = torch.zeros_like(self.parameter_PF)
-        self._square_PF = torch.zeros_like(self.parameter_PF)
-        self._num_updates = 0
+        self._width = max(shape.padded.widths)
+        self._adam_eps = adam_eps
+        self._learning_rate_P1 = torch.tensor(learning_rates, dtype=torch.float32, device=parameter_PF.device)[:, None]
+        self._num_updates = torch.zeros((), dtype=torch.float64, device=parameter_PF.device)
+        self._hold(parameter_PF)
+        self._mean_PF = torch.zeros_like(parameter_PF)
+        self._square_PF = torch.zeros_like(parameter_PF)
 
     def __len__(self) -> int:
         return len(self.parameter_PF)
 
     def _hold(self, parameter_PF: Tensor) -> None:
         self.parameter_PF = parameter_PF
-        self.gradient_PF = torch.zeros_like(parameter_PF)
-        self.layers = _split(self.shape, parameter_PF)
-        self._gradients = _split(self.shape, self.gradient_PF)
+        self.gradient_PF, self._scratch_PF = torch.zeros_like(parameter_PF), torch.zeros_like(parameter_PF)
+        # batched products run side by side only where the result is contiguous: each layer's in a tensor of its own
+        self._half_gradients = [
+            (weight_PIO.new_zeros(2, *weight_PIO.shape), bias_P1O.new_zeros(2, *bias_P1O.shape))
+            for weight_PIO, bias_P1O in split_padded(self.shape, parameter_PF)
+        ]
+        self._lanes = form_lanes(self.shape, parameter_PF, self._half_gradients)
+        self._buffers: dict[tuple[int, int], _Buffers] = {}
 
-    def margins(self, x_PBI: Tensor) -> Tensor:
-        """Logit of class 1 minus logit of class 0, for every sample: margin_PB."""
-        return self._forward(x_PBI)[1]
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All parameters by name, with the axis P, as `networks.split` names them; views in padded sizes."""
+        return split(self.shape.padded, self.parameter_PF)
 
-    def _forward(self, x_PBI: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Activations of every layer, the padded inputs first, and the margins."""
-        activations = [torch.nn.functional.pad(x_PBI, (0, _pad(x_PBI.shape[-1]) - x_PBI.shape[-1]))]
-        for weight_PIO, bias_P1O in self.layers[:-1]:
-            activations.append(torch.baddbmm(bias_P1O, activations[-1], weight_PIO).relu_())
-        weight_PHO, bias_P1O = self.layers[-1]
-        slope_PH1 = weight_PHO[..., 1:] - weight_PHO[..., :1]
-        offset_P11 = bias_P1O[..., 1:] - bias_P1O[..., :1]
-        return activations, torch.baddbmm(offset_P11, activations[-1], slope_PH1).squeeze(-1)
+    @property
+    def gradients(self) -> dict[str, Tensor]:
+        """The same of the latest `backward`."""
+        return split(self.shape.padded, self.gradient_PF)
+
+    def update(self, x_PBI: Tensor, y_PB: Tensor) -> None:
+        """Make one Adam update of every network on the mean loss of its own samples."""
+        self.backward(x_PBI, y_PB)
+        self.adam()
 
     def losses(self, x_PBI: Tensor, y_PB: Tensor) -> Tensor:
         """Cross-entropy of every sample in nats: loss_PB. With two classes it is softplus(-margin of the right one)."""
         wrong_PB = self.margins(x_PBI) * (1 - 2 * y_PB)
         return wrong_PB.relu() + wrong_PB.abs().neg_().exp_().log1p_()
 
-    def update(self, x_PBI: Tensor, y_PB: Tensor) -> None:
-        """Make one Adam update of every network on the mean loss of its own samples."""
-        self._backward(x_PBI, y_PB)
-        self._adam()
+    def margins(self, x_PBI: Tensor) -> Tensor:
+        """Logit of class 1 minus logit of class 0, for every sample: margin_PB."""
+        margin_PB = x_PBI.new_empty(x_PBI.shape[:2])
+        for lanes in self._lanes:
+            for chunk in divide_samples(lanes, x_PBI.shape[1], width=self._width):
+                chunk.put(margin_PB, self._forward(lanes, chunk.take(x_PBI))[1].squeeze(1))
+        return margin_PB
 
-    def _backward(self, x_PBI: Tensor, y_PB: Tensor) -> None:
-        activations, margin_PB = self._forward(x_PBI)
-        ones_P1B = x_PBI.new_ones(1, 1, 1).expand(len(self), 1, x_PBI.shape[1])
-        probability_PB = margin_PB.neg().exp_().add_(1).reciprocal_()
-        error_PB1 = ((probability_PB - y_PB) / x_PBI.shape[1])[..., None]
-        slope_PH1 = torch.bmm(activations[-1].mT, error_PB1)
-        offset_P11 = torch.bmm(ones_P1B, error_PB1)
-        weight_PHO, _ = self.layers[-1]
-        weight_gradient_PHO, bias_gradient_P1O = self._gradients[-1]
-        torch.cat([-slope_PH1, slope_PH1], dim=-1, out=weight_gradient_PHO)
-        torch.cat([-offset_P11, offset_P11], dim=-1, out=bias_gradient_P1O)
-        error_PBH = error_PB1 * (weight_PHO[..., 1] - weight_PHO[..., 0])[:, None, :]
-        for layer in reversed(range(len(self.layers) - 1)):
-            error_PBH.masked_fill_(activations[layer + 1] == 0, 0.0)
-            weight_gradient_PIO, bias_gradient_P1O = self._gradients[layer]
-            torch.bmm(activations[layer].mT, error_PBH, out=weight_gradient_PIO)
-            torch.bmm(ones_P1B, error_PBH, out=bias_gradient_P1O)
+    def backward(self, x_PBI: Tensor, y_PB: Tensor) -> None:
+        """Compute the gradient of every network's mean loss."""
+        num_samples = x_PBI.shape[1]
+        for lanes in self._lanes:
+            for chunk in divide_samples(lanes, num_samples, width=self._width):
+                x_LCI = chunk.take(x_PBI)
+                buffers, margin_L1C = self._forward(lanes, x_LCI)
+                error_L1C = margin_L1C.neg_().exp_().add_(1).reciprocal_().sub_(chunk.take(y_PB).unsqueeze(1)).div_(num_samples)
+                chunk.drop_surplus(error_L1C)
+                self._backward(lanes, lanes.gradients[chunk.half], chunk.is_first, x_LCI, buffers, error_L1C)
+        self._join_halves()
+
+    def _join_halves(self) -> None:
+        for layer, both in enumerate(zip(self._half_gradients, split_padded(self.shape, self.gradient_PF), strict=True)):
+            (weight_2PIO, bias_2P1O), (weight_PIO, bias_P1O) = both
+            torch.add(*weight_2PIO, out=weight_PIO)
             if layer:
-                error_PBH = torch.bmm(error_PBH, self.layers[layer][0].mT)
+                torch.add(*bias_2P1O, out=bias_P1O)
 
-    def _adam(self) -> None:
-        self._num_updates += 1
+    def _forward(self, lanes: Lanes, x_LCI: Tensor) -> tuple["_Buffers", Tensor]:
+        """Activations of every hidden layer, and the margins."""
+        buffers = self._buffers_for(*x_LCI.shape[:2])
+        activation_LCH = x_LCI
+        for layer, (weight_LIO, bias_L1O) in enumerate(lanes.layers[:-1]):
+            out_LCH = buffers.activations[layer]
+            if layer == 0:
+                torch.bmm(activation_LCH, weight_LIO, out=out_LCH)
+            else:
+                torch.baddbmm(bias_L1O, activation_LCH, weight_LIO, out=out_LCH)
+            activation_LCH = out_LCH.relu_()
+        weight_LHO, bias_L1O = lanes.layers[-1]
+        slope_L1H = (weight_LHO[..., 1] - weight_LHO[..., 0]).unsqueeze(1)
+        offset_L11 = bias_L1O[..., 1:] - bias_L1O[..., :1]
+        return buffers, torch.baddbmm(offset_L11, slope_L1H, activation_LCH.mT)
+
+    def _backward(
+        self, lanes: Lanes, gradients: Layers, is_first: bool, x_LCI: Tensor, buffers: "_Buffers", error_L1C: Tensor
+    ) -> None:
+        weight_LHO, _ = lanes.layers[-1]
+        slope_L1H = torch.bmm(error_L1C, buffers.activations[-1])
+        offset_L11 = torch.bmm(error_L1C, buffers.one_LC1)
+        for gradient, part in zip(gradients[-1], (slope_L1H.mT, offset_L11), strict=True):
+            both = torch.cat([-part, part], dim=-1)
+            gradient.copy_(both) if is_first else gradient.add_(both)
+        error_LCH = buffers.errors[-1]
+        torch.mul(error_L1C.mT, (weight_LHO[..., 1] - weight_LHO[..., 0]).unsqueeze(1), out=error_LCH)
+        for layer in reversed(range(len(lanes.layers) - 1)):
+            torch.ops.aten.threshold_backward.grad_input(error_LCH, buffers.activations[layer], 0, grad_input=error_LCH)
+            weight_gradient_LIO, bias_gradient_L1O = gradients[layer]
+            if layer == 0:
+                _accumulate(weight_gradient_LIO, x_LCI.mT, error_LCH, is_first)  # its bias is one of its weights
+                return
+            _accumulate(weight_gradient_LIO, buffers.activations[layer - 1].mT, error_LCH, is_first)
+            _accumulate(bias_gradient_L1O, buffers.one_LC1.mT, error_LCH, is_first)
+            error_LCH = torch.bmm(error_LCH, lanes.layers[layer][0].mT, out=buffers.errors[layer - 1])
+
+    def adam(self) -> None:
+        """Make one Adam update with the latest gradient, which is used up."""
+        time = self._num_updates.add_(1)
         beta1, beta2 = ADAM_BETAS
-        self._mean_PF.mul_(beta1).add_(self.gradient_PF * (1 - beta1))
-        self._square_PF.mul_(beta2).add_(self.gradient_PF.square() * (1 - beta2))
-        scale = math.sqrt(1 - beta2**self._num_updates)
-        denominator_PF = self._square_PF.sqrt().div_(scale).add_(ADAM_EPS)
-        step_P1 = self._learning_rate_P1 / (1 - beta1**self._num_updates)
-        self.parameter_PF.sub_(self._mean_PF.mul(step_P1).div_(denominator_PF))
+        gradient_PF, scratch_PF = self.gradient_PF, self._scratch_PF
+        self._mean_PF.mul_(beta1).add_(torch.mul(gradient_PF, 1 - beta1, out=scratch_PF))
+        self._square_PF.mul_(beta2).add_(torch.mul(gradient_PF, gradient_PF, out=scratch_PF).mul_(1 - beta2))
+        denominator_PF = torch.sqrt(self._square_PF, out=scratch_PF).div_((1 - beta2**time).sqrt().float()).add_(self._adam_eps)
+        rate_P1 = (self._learning_rate_P1 / (1 - beta1**time)).float()
+        self.parameter_PF.sub_(torch.mul(self._mean_PF, rate_P1, out=gradient_PF).div_(denominator_PF))
+
+    def _buffers_for(self, num_lanes: int, length: int) -> "_Buffers":
+        """Memory for one chunk, taken once: fresh pages cost more than what is written on them."""
+        key = (num_lanes, length)
+        if key not in self._buffers:
+            empty = self.parameter_PF.new_empty
+            self._buffers[key] = _Buffers(
+                activations=[empty(num_lanes, length, width) for width in self.shape.padded.widths],
+                errors=[empty(num_lanes, length, width) for width in self.shape.padded.widths],
+                one_LC1=self.parameter_PF.new_ones(1, 1, 1).expand(num_lanes, length, 1),
+            )
+        return self._buffers[key]
 
     def keep(self, index_P: Tensor) -> None:
         """Go on with these networks only; the others leave the batch."""
@@ -159,47 +180,29 @@ class Population:
             "adam_means": self._mean_PF.clone(),
             "adam_squares": self._square_PF.clone(),
             "learning_rates": self._learning_rate_P1.clone(),
-            "num_updates": self._num_updates,
+            "num_updates": self._num_updates.clone(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of a population of the same shape, whatever its number of networks."""
         device = self.parameter_PF.device
-        self._mean_PF = state["adam_means"].to(device).clone()
-        self._square_PF = state["adam_squares"].to(device).clone()
-        self._learning_rate_P1 = state["learning_rates"].to(device).clone()
-        self._num_updates = state["num_updates"]
-        self._hold(state["parameters"].to(device).clone())
+        self._mean_PF = state["adam_means"].to(device, copy=True)
+        self._square_PF = state["adam_squares"].to(device, copy=True)
+        self._learning_rate_P1 = state["learning_rates"].to(device, copy=True)
+        self._num_updates = state["num_updates"].to(device, copy=True)
+        self._hold(state["parameters"].to(device, copy=True))
 
 
-def unpadded_layers(shape: Shape, parameter_PF: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """View a population's parameters as (weight_PIO, bias_PO) of every layer in the sizes of `shape`, sharing memory."""
-    return [
-        (weight_PIO[:, :fan_in, :fan_out], bias_P1O[:, 0, :fan_out])
-        for (weight_PIO, bias_P1O), (fan_in, fan_out) in zip(_split(shape, parameter_PF), shape.layers, strict=True)
-    ]
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Buffers:
+    activations: list[Tensor]
+    errors: list[Tensor]
+    one_LC1: Tensor
 
 
-def _split(shape: Shape, parameter_PF: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """View flat parameters as padded (weight_PIO, bias_P1O) of every layer, sharing memory."""
-    layers, start = [], 0
-    for fan_in, fan_out in shape.padded_layers:
-        stop = start + fan_in * fan_out
-        weight_PIO = parameter_PF[:, start:stop].view(-1, fan_in, fan_out)
-        bias_P1O = parameter_PF[:, stop : stop + fan_out].view(-1, 1, fan_out)
-        layers.append((weight_PIO, bias_P1O))
-        start = _pad(stop + fan_out)
-    return layers
-
-
-def _pad(size: int) -> int:
-    return -(-size // _CACHE_LINE) * _CACHE_LINE
-
-
-def _initial_layers(shape: Shape, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-    layers = []
-    for fan_in, fan_out in shape.layers:
-        bound = 1 / math.sqrt(fan_in)
-        weight_IO = torch.empty(fan_in, fan_out).uniform_(-bound, bound, generator=generator)
-        bias_O = torch.empty(fan_out).uniform_(-bound, bound, generator=generator)
-        layers.append((weight_IO, bias_O))
-    return layers
+def _accumulate(total: Tensor, a: Tensor, b: Tensor, is_first: bool) -> None:
+    """Add a batched product to a total, or begin it."""
+    if is_first:
+        torch.bmm(a, b, out=total)
+    else:
+        torch.baddbmm(total, a, b, out=total)

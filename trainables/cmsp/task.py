@@ -1,13 +1,15 @@
 """Compositional multitask sparse parity: the task, drawn entirely on the device.
 
-Axes: P networks, B samples, Y bytes of task bits, C codes, M control bits (one an atom), N task bits, I = M + N inputs.
+Axes: P networks, B samples, Y bytes of task bits, M control bits (one an atom), N task bits, I columns of a sample.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from trainables.cmsp.networks import pad
 from trainables.experiment import require
 from trainables.randomness import draw_words
 
@@ -50,14 +52,15 @@ class Task:
 class Batches:
     """Draws batches with a fixed number of samples for each code, for P networks at once.
 
-    Samples stand grouped by code, in the order of `counts`; for training and for losses the order does not matter.
+    Samples stand grouped by code, in the order of `counts`; for training and for losses the order does not matter. What
+    every batch has in common (control bits, the 1, zeros) is written once.
 
     Args:
         counts: samples a network for each code; codes with none are left out.
         key_P: one stream a network (`trainables.randomness.stream_key`), on the device that shall draw.
     """
 
-    def __init__(self, task: Task, counts: dict[Code, int], key_P: Tensor) -> None:
+    def __init__(self, task: Task, counts: Mapping[Code, int], key_P: Tensor) -> None:
         self.counts = {code: count for code, count in counts.items() if count > 0}
         self.num_samples = sum(self.counts.values())
         require(self.num_samples > 0, "a batch must hold at least one sample", counts, "give some code a sample")
@@ -68,8 +71,13 @@ class Batches:
         self.words_per_draw = -(-self.num_samples * self._num_bytes // 8)
         byte = torch.arange(256, device=device)
         self._bits_of_byte = ((byte[:, None] >> torch.arange(8, device=device)) & 1).float()
-        self._parity_of_byte = self._bits_of_byte.sum(1).remainder(2).long()
-        self._control_BM, self._mask_BY = (table.to(device) for table in self._tables(task))
+        self._parity_of_byte = self._bits_of_byte.sum(1).remainder(2)
+        control_BM, mask_BY = (table.to(device) for table in self._tables(task))
+        self._mask_BY = mask_BY
+        self._x_PBI = torch.zeros(len(key_P), self.num_samples, pad(task.num_inputs + 1), device=device)
+        self._x_PBI[..., : task.num_atoms] = control_BM
+        self._x_PBI[..., task.num_inputs] = 1.0
+        self._task_PBN = self._x_PBI[..., task.num_atoms : task.num_inputs]
 
     def _tables(self, task: Task) -> tuple[Tensor, Tensor]:
         """Control bits of every sample, and which bits of its bytes its label sums."""
@@ -88,19 +96,17 @@ class Batches:
         """Draw batch number `index` of every stream: the same index gives the same batch.
 
         Returns:
-            x_PBI: control bits, then task bits; float32, each 0.0 or 1.0.
-            y_PB: parity labels, 0 or 1; int64.
+            x_PBI: control bits, task bits, a 1, zeros up to `networks.Shape.num_columns`; float32. The next draw overwrites it.
+            y_PB: parity labels, 0.0 or 1.0; float32.
         """
         word_PW = draw_words(self.key_P, index * self.words_per_draw, self.words_per_draw)
-        byte_PBY = word_PW.view(torch.uint8)[:, : self.num_samples * self._num_bytes].view(
-            len(self.key_P), self.num_samples, self._num_bytes
-        )
-        task_PBN = self._bits_of_byte[byte_PBY.int()].flatten(-2)[..., : self._num_task_bits]
-        control_PBM = self._control_BM.expand(len(self.key_P), -1, -1)
-        return torch.cat([control_PBM, task_PBN], dim=-1), self._labels(byte_PBY)
+        byte_PBY = word_PW.view(torch.uint8)[:, : self.num_samples * self._num_bytes].view(len(self.key_P), self.num_samples, -1)
+        bits_QN = self._bits_of_byte.index_select(0, byte_PBY.reshape(-1).int())
+        self._task_PBN.copy_(bits_QN.view(*byte_PBY.shape[:2], -1)[..., : self._num_task_bits])
+        return self._x_PBI, self._labels(byte_PBY)
 
     def _labels(self, byte_PBY: Tensor) -> Tensor:
         folded_PB, *others = (byte_PBY & self._mask_BY).unbind(-1)
         for other_PB in others:
             folded_PB = folded_PB ^ other_PB
-        return self._parity_of_byte[folded_PB.int()]
+        return self._parity_of_byte.index_select(0, folded_PB.reshape(-1).int()).view(folded_PB.shape)

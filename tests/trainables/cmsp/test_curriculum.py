@@ -83,14 +83,6 @@ def test_a_learning_rate_that_blows_up_is_reported_as_divergence():
         run(dataclasses.replace(TINY, learning_rate=1e37))
 
 
-def test_a_twin_that_only_keeps_company_may_diverge():
-    experiment = Curriculum(dataclasses.replace(TINY, num_seeds=1), device=CPU)
-    experiment._population.parameter_PF[1] = float("nan")
-    while experiment.progress < 1.0:
-        experiment.step()
-    assert experiment.step()["fraction_converged"] == 1.0
-
-
 @pytest.mark.parametrize(
     ("changes", "law"),
     [
