@@ -194,14 +194,18 @@ def pareto(
 def trial(
     name: Name,
     number: Annotated[int, typer.Argument(help="The trial's number.", metavar="N")],
+    charts: Annotated[
+        Path | None, typer.Option(help="Draw its charts into this folder, each as .png and .html.", metavar="FOLDER")
+    ] = None,
     tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one trial: parameters, metrics, attempts, host, the cause of a failure, its log."""
+    """Show one trial: parameters, metrics, attempts, host, the cause of a failure, its log, its charts."""
     from study.report import short
 
     study = _open(name, tracking_uri)
     row = study.trial(number)
+    drawn = [] if charts is None else _draw_charts(study, number, charts)
     try:
         log = study.log(number)
     except UserError as error:
@@ -222,6 +226,19 @@ def trial(
     if log:
         console.print("[bold]log[/bold]")
         console.print(log.rstrip(), markup=False, highlight=False)
+    if charts is None and row.charts:
+        shown = ", ".join(row.charts)
+        console.print(f"charts: {shown}; draw them with: study trial {name} {number} --charts FOLDER", highlight=False)
+    if charts is not None and not row.charts:
+        console.print(f"trial {number} of {name} has no charts: its experiment offers none", highlight=False)
+    for path in drawn:
+        console.print(f"chart: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _draw_charts(study: "Study", number: int, folder: Path) -> list[Path]:
+    from study.charts import draw_into
+
+    return [path for chart in study.charts(number) for path in draw_into(chart, folder)]
 
 
 def _open(name: str, tracking_uri: str | None) -> "Study":
@@ -240,6 +257,7 @@ def _trial_fields(row: "TrialRow") -> dict[str, Any]:
         "attempts": row.attempts,
         "host": row.host,
         "failure": failure,
+        "charts": list(row.charts),
         "run_id": row.run_id,
     }
 

@@ -7,12 +7,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from study.charts import INK, bare, log_ticks, plot_file
 from study.errors import UserError
 from study.query import Front, Objective, Study, TrialRow
 from study.report import short, summary
 
-FORMATS = (".png", ".svg", ".pdf", ".html")
-_INK, _GRID = "#1f2430", "#e9ebef"
 _VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (223, 210, 40))
 _SIZES = {"infeasible": 42, "dominated": 42, "front": 95}
 _OPACITIES = {"infeasible": 0.9, "dominated": 0.5, "front": 1.0}
@@ -27,16 +26,11 @@ def plot_front(study: Study, front: Front, path: Path) -> None:
     Raises:
         UserError: if there is nothing to draw, or the path has another ending or cannot be written.
     """
-    if path.suffix not in FORMATS:
-        raise UserError(f"a plot's file must end in {', '.join(FORMATS)}, but got {path.name!r}; try front.png")
     marks = _marks(study, front)
     if not marks:
         raise UserError(f"a plot needs a finished trial, but {front.study!r} has none; see `study status {front.study}`")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with plot_file(path):
         (_draw_page if path.suffix == ".html" else _draw_image)(study, front, marks, path)
-    except OSError as error:
-        raise UserError(f"a plot must go where it can be written, but {path} cannot ({error}); name another") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,42 +106,35 @@ def _mix(share: float) -> tuple[int, int, int]:
 
 
 def _draw_image(study: Study, front: Front, marks: Sequence[_Mark], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import EngFormatter, LogLocator
+    from matplotlib.figure import Figure
 
     panels = _panels(front)
-    figure, axes = plt.subplots(1, len(panels), figsize=(3 + 5.8 * len(panels), 5.2), squeeze=False, layout="constrained")
-    for axis, (x, y) in zip(axes[0], panels, strict=True):
+    figure = Figure(figsize=(3 + 5.8 * len(panels), 5.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (x, y) in zip(axes, panels, strict=True):
         stairs = _stairs(front, x, y)
         if stairs:
-            axis.step(*stairs, where="post", color=_INK, linewidth=1.2, zorder=1)
+            axis.step(*stairs, where="post", color=INK, linewidth=1.2, zorder=1)
         for mark in marks:
             label = f"{mark.kind}, {mark.group}" if mark.group else mark.kind
-            style = {"marker": "x"} if mark.kind == "infeasible" else {"marker": "o", "edgecolors": _INK}
+            style = {"marker": "x"} if mark.kind == "infeasible" else {"marker": "o", "edgecolors": INK}
             axis.scatter(
                 mark.values(x.metric), mark.values(y.metric), s=_SIZES[mark.kind], alpha=_OPACITIES[mark.kind],
                 color=[tuple(c / 255 for c in mark.color)], label=label, zorder=2 + (mark.kind == "front"),
                 linewidths=0 if mark.kind == "dominated" else 1.3, **style,
             )  # fmt: skip
         for place, text in _captions(front, x, y).items():
-            axis.annotate(text, place, xytext=(7, 5), textcoords="offset points", fontsize=8.5, color=_INK)
+            axis.annotate(text, place, xytext=(7, 5), textcoords="offset points", fontsize=8.5, color=INK)
         axis.set(xlabel=_label(x), ylabel=_label(y))
         for objective, side, set_scale in ((x, axis.xaxis, axis.set_xscale), (y, axis.yaxis, axis.set_yscale)):
             if objective.metric in study.log_scale:
                 set_scale("log")
-                side.set_major_formatter(EngFormatter(sep=""))
-                side.set_minor_formatter(EngFormatter(sep=""))
-                side.set_minor_locator(LogLocator(subs=(2, 5)))
-        axis.grid(True, which="both", color=_GRID, linewidth=0.7, zorder=0)
-        axis.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes[0][-1].get_legend_handles_labels()
-    axes[0][-1].legend(handles[::-1], labels[::-1], fontsize=8.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+                log_ticks(side)
+        bare(axis)
+    handles, labels = axes[-1].get_legend_handles_labels()
+    axes[-1].legend(handles[::-1], labels[::-1], fontsize=8.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.suptitle(f"{front.study}: {summary(front)}", fontsize=10, x=0.01, ha="left")
     figure.savefig(path, dpi=160)
-    plt.close(figure)
 
 
 def _draw_page(study: Study, front: Front, marks: Sequence[_Mark], path: Path) -> None:
@@ -159,7 +146,7 @@ def _draw_page(study: Study, front: Front, marks: Sequence[_Mark], path: Path) -
     for column, (x, y) in enumerate(panels, start=1):
         stairs = _stairs(front, x, y)
         if stairs:
-            line = {"shape": "hv", "color": _INK, "width": 1.5}
+            line = {"shape": "hv", "color": INK, "width": 1.5}
             figure.add_trace(Scatter(x=stairs[0], y=stairs[1], mode="lines", line=line, hoverinfo="skip", showlegend=False))
         for mark in marks:
             color = "rgb({}, {}, {})".format(*mark.color)
@@ -168,7 +155,7 @@ def _draw_page(study: Study, front: Front, marks: Sequence[_Mark], path: Path) -
                 "size": math.sqrt(_SIZES[mark.kind]) * 1.4,
                 "opacity": _OPACITIES[mark.kind],
                 "symbol": "x-thin" if mark.kind == "infeasible" else "circle",
-                "line": {"width": 1.5, "color": _INK if mark.kind == "front" else color},
+                "line": {"width": 1.5, "color": INK if mark.kind == "front" else color},
             }
             label = f"{mark.kind}, {mark.group}" if mark.group else mark.kind
             hover = [_hover(front, row) for row in mark.rows]
@@ -181,7 +168,7 @@ def _draw_page(study: Study, front: Front, marks: Sequence[_Mark], path: Path) -
             kind = "log" if objective.metric in study.log_scale else "linear"
             update(title_text=_label(objective), type=kind, row=1, col=column)
     title = f"{front.study}: {summary(front)}"
-    figure.update_layout(template="plotly_white", title=title, title_font_size=15, font_color=_INK, legend_traceorder="reversed")
+    figure.update_layout(template="plotly_white", title=title, title_font_size=15, font_color=INK, legend_traceorder="reversed")
     figure.write_html(path, include_plotlyjs=True)
 
 

@@ -17,6 +17,8 @@ from study.spec import StudySpec
 if TYPE_CHECKING:
     import pandas
 
+    from trainables.charts import Chart
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
@@ -44,6 +46,7 @@ class TrialRow:
         state: finished, failed, stopped, running or interrupted.
         metrics: latest values, `progress` among them.
         start_ms, end_ms: since 1970; end_ms is None while it runs.
+        charts: names of its charts; a trial has them when it is finished.
     """
 
     number: int
@@ -56,6 +59,7 @@ class TrialRow:
     failure: Failure | None
     start_ms: int
     end_ms: int | None
+    charts: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,6 +193,23 @@ class Study:
         with tempfile.TemporaryDirectory() as folder:
             return load_model(self.download_model(number, folder))
 
+    def charts(self, number: int) -> "list[Chart]":
+        """A finished trial's charts, by name; none if its experiment offers none.
+
+        Raises:
+            UserError: if the trial is not finished.
+        """
+        from study.tracking import read_charts
+        from trainables.charts import Chart
+
+        row = self.trial(number)
+        if row.state != "finished":
+            raise UserError(
+                f"a trial must have finished to have charts, but trial {number} of {self.name!r} is {row.state}; "
+                f"see `study status {self.name}`"
+            )
+        return [Chart.from_json(text) for text in read_charts(self.tracking_uri, row.run_id, row.charts)]
+
     def log(self, number: int) -> str:
         """What the worker logged and printed for a trial, over all attempts; empty if there is nothing."""
         from trainables.storage import Folder
@@ -264,4 +285,5 @@ def _row(run: Any, study_is_running: bool | None) -> TrialRow:
         failure=failure,
         start_ms=run.info.start_time,
         end_ms=run.info.end_time,
+        charts=tuple(filter(None, tags.get("charts", "").split(", "))),
     )

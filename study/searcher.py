@@ -176,15 +176,16 @@ class StudySearcher(Searcher):
     def _finish(self, trial_id: str) -> None:
         """Outbox first, record second: a crash between the two hands the trial out again, already finished."""
         live = self._live.pop(trial_id)
-        model = self._folder(live.draw.number).child("model").address
-        self._end(live.draw, {"state": "finished", "tags": live.worker_tags, "model": model})
+        folder = self._folder(live.draw.number)
+        results = {"model": folder.child("model").address, "charts": folder.child("charts").address}
+        self._end(live.draw, {"state": "finished", "tags": live.worker_tags} | results)
         self._record.finish(live.draw.number, live.last_metrics)
         self._watcher.trial_finished(live.draw, live.last_metrics)
 
     def _fail(self, trial_id: str, failure: Failure) -> None:
         live = self._live.pop(trial_id)
         why = {"failure.cause": failure.cause, "failure.error": failure.error, "failure.traceback": failure.traceback}
-        self._end(live.draw, {"state": "failed", "tags": live.worker_tags | why, "model": None})
+        self._end(live.draw, {"state": "failed", "tags": live.worker_tags | why, "model": None, "charts": None})
         self._record.fail(live.draw.number, failure)
         self._watcher.trial_failed(live.draw, failure)
 

@@ -9,20 +9,23 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME
 
+from study.charts import draw_chart
 from study.errors import UserError
 from study.outbox import Event, Outbox
+from trainables.charts import Chart
 from trainables.storage import Folder
 
 PREFIX = "narrow_study."
@@ -30,6 +33,7 @@ STUDY_TAG = PREFIX + "study"
 STUDY_ID_TAG = PREFIX + "study_id"
 TRIAL_TAG = PREFIX + "trial"
 STATE_TAG = PREFIX + "state"
+CHARTS_TAG = PREFIX + "charts"
 PARENT = -1
 _MAX_TAG = 7900
 _PAGE = 5000
@@ -122,8 +126,10 @@ class StudyWriter:
                 self._log_metrics(run_id, events)
             case "trial_end":
                 self._log_model(run_id, event.data["model"])
+                charts = self._log_charts(run_id, event.data.get("charts"))  # older versions put none
                 self._forget_failure(run_id)
-                self._client.log_batch(run_id, tags=_tags(event.data["tags"] | {STATE_TAG: event.data["state"]}))
+                tags = event.data["tags"] | ({CHARTS_TAG: ", ".join(charts)} if charts else {})
+                self._client.log_batch(run_id, tags=_tags(tags | {STATE_TAG: event.data["state"]}))
                 status = "FINISHED" if event.data["state"] == "finished" else "FAILED"
                 self._client.set_terminated(run_id, status=status, end_time=event.time_ms)
             case "trial_interrupted":
@@ -163,6 +169,26 @@ class StudyWriter:
         with tempfile.TemporaryDirectory() as staging:
             folder.download(Path(staging))
             self._client.log_artifacts(run_id, staging, "model")
+
+    def _log_charts(self, run_id: str, address: str | None) -> list[str]:
+        """Log every chart as data and picture; return their names. One that cannot be drawn is there as data.
+
+        A page, which holds all of plotly, is drawn for who asks: it would be most of the store.
+        """
+        if address is None:
+            return []
+        with tempfile.TemporaryDirectory() as staging:
+            folder = Path(staging)
+            Folder(address).download(folder)
+            names = sorted(file.stem for file in folder.iterdir())
+            for name in names:
+                try:
+                    draw_chart(Chart.from_json((folder / f"{name}.json").read_text()), folder / f"{name}.png")
+                except Exception:  # no later event may wait for a picture
+                    logger.exception("could not draw the chart %s of run %s", name, run_id)
+            if names:
+                self._client.log_artifacts(run_id, staging, "charts")
+        return names
 
     def _run(self, trial: int, event: Event) -> str:
         """The run of a trial, or of the study: known, found in MLflow, or made."""
@@ -250,3 +276,10 @@ def download_model(tracking_uri: str, run_id: str, destination: Path) -> Path:
         raise UserError(f"a trial must have finished to have a model, but run {run_id} has none; see `study status`")
     destination.mkdir(parents=True, exist_ok=True)
     return Path(client.download_artifacts(run_id, "model", str(destination)))
+
+
+def read_charts(tracking_uri: str, run_id: str, names: Sequence[str]) -> list[str]:
+    """The data of a trial's charts as JSON, copied out of MLflow."""
+    client = mlflow.MlflowClient(tracking_uri)
+    with tempfile.TemporaryDirectory() as folder:
+        return [Path(client.download_artifacts(run_id, f"charts/{name}.json", folder)).read_text() for name in names]

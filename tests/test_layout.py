@@ -94,5 +94,5 @@ def test_the_command_surface_grows_only_on_purpose():
         "status": {"--tracking-uri", "--json"},
         "spaces": {"--json"},
         "pareto": {"--json", "--csv", "--plot", "--tracking-uri"},
-        "trial": {"--tracking-uri", "--json"},
+        "trial": {"--charts", "--tracking-uri", "--json"},
     }  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from trainables.charts import chart_files
 from trainables.checkpoints import load_checkpoint, save_checkpoint
 from trainables.experiment import DivergedError, Experiment, check_finite
 from trainables.model_files import save_model
@@ -81,12 +82,17 @@ class Attempt:
             self._measurements.append(Measurement(step=step, metrics=metrics, progress=progress))
         finished = progress == 1.0
         if finished:
-            tensors = experiment.model_tensors()
-            with storage_errors("models"):
-                save_model(self._folder.child("model"), self.assignment.experiment, self._config, tensors)
+            self._save_results(experiment)
         if finished or self._checkpoint_is_due():
             self._save()
         return finished
+
+    def _save_results(self, experiment: Experiment) -> None:
+        tensors, charts = experiment.model_tensors(), chart_files(experiment.charts())
+        with storage_errors("models and charts"):
+            save_model(self._folder.child("model"), self.assignment.experiment, self._config, tensors)
+            for name, data in charts.items():
+                self._folder.child("charts").write(name, data)
 
     def _begin(self) -> Experiment:
         assignment = self.assignment

@@ -4,13 +4,18 @@ An experiment is a plain object. It knows nothing of trials, studies, Ray, Optun
 `trainables/ray_trainable.py` turns any experiment into a Ray trainable.
 """
 
+from __future__ import annotations  # torch is in the signatures only: who wants `require` need not load it
+
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from trainables.charts import Chart
 
 Goal = Literal["min", "max"]
 
@@ -87,6 +92,10 @@ class Experiment(abc.ABC):
     @abc.abstractmethod
     def rebuild(cls, config: Any, tensors: Mapping[str, Tensor]) -> Any:
         """Make the trained networks again from `model_tensors()`."""
+
+    def charts(self) -> list[Chart]:
+        """Pictures worth a look once the trial is finished; they are kept beside its model and numbers."""
+        return []
 
 
 def check_finite(metrics: Mapping[str, float], *, where: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from trainables.charts import Chart, chart_files
 from trainables.experiment import Experiment
 from trainables.model_files import load_model, save_model
 from trainables.registry import EXPERIMENTS, load_experiment
@@ -111,6 +112,13 @@ def test_models_survive_their_files(experiment_class, tmp_path):
     for loaded, expected in zip(networks(load_model(tmp_path)), networks(direct), strict=True):
         for ours, theirs in zip(loaded.parameters(), expected.parameters(), strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_charts_of_a_finished_trial_have_names_of_their_own_and_survive_json(experiment_class):
+    experiment = make(experiment_class)
+    run(experiment)
+    charts = experiment.charts()
+    assert [Chart.from_json(data.decode()) for data in chart_files(charts).values()] == charts
 
 
 def networks(rebuilt: Any) -> list[torch.nn.Module]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from trainables.attempt import Attempt
+from trainables.charts import Chart, Panel, Series
 from trainables.cmsp.curriculum import CurriculumConfig
 from trainables.experiment import Experiment, Metric
 from trainables.model_files import load_model
@@ -112,6 +113,7 @@ class Odd(Experiment):
     class Config:
         progress: float = 0.5
         kind: str = "float"
+        charts: tuple[str, ...] = ()
 
     def __init__(self, config, *, device):
         self.config, self.steps = config, 0
@@ -137,6 +139,16 @@ class Odd(Experiment):
     def rebuild(cls, config, tensors):
         return tensors
 
+    def charts(self):
+        if "bug" in self.config.charts:
+            raise ZeroDivisionError("no chart")
+        return [chart(name, self.steps) for name in self.config.charts]
+
+
+def chart(name, steps):
+    series = Series(label="loss", x=(1.0, float(steps)), y=(0.5, 0.5), color="#3b528b")
+    return Chart(name=name, title="Loss", panels=(Panel(title="", x_label="step", y_label="loss", series=(series,)),))
+
 
 def assign_odd(folder, **config):
     return dataclasses.replace(assign(folder), experiment="test_attempt:Odd", config=config, import_paths=[str(HERE)])
@@ -154,6 +166,33 @@ def test_a_metric_may_be_any_number_and_travels_as_a_float(tmp_path, kind):
     assert json.loads(first.advance().to_json())["measurements"][0]["metrics"] == {"loss": 0.5}
     first.close()
     assert len(measurements(run(Attempt(assign_odd(tmp_path, kind=kind))))) == 2
+
+
+def test_a_finished_trial_leaves_its_charts_and_only_a_finished_one(tmp_path):
+    attempt = Attempt(assign_odd(tmp_path, charts=["a", "b"]))
+    assert not attempt.advance().finished
+    assert not (tmp_path / "charts").exists()
+    assert attempt.advance().finished
+    assert sorted(path.name for path in (tmp_path / "charts").iterdir()) == ["a.json", "b.json"]
+    assert Chart.from_json((tmp_path / "charts" / "b.json").read_text()) == chart("b", steps=2)
+
+
+def test_a_trial_without_charts_leaves_no_folder_of_them(tmp_path):
+    assert run(Attempt(assign_odd(tmp_path)))[-1].finished
+    assert not (tmp_path / "charts").exists()
+
+
+@pytest.mark.parametrize(("charts", "error"), [(["bug"], "ZeroDivisionError: no chart"), (["a", "a"], "charts must differ")])
+def test_a_chart_that_raises_is_a_bug_of_the_experiments(tmp_path, charts, error):
+    failure = run(Attempt(assign_odd(tmp_path, charts=charts)))[-1].failure
+    assert failure.cause == "bug"
+    assert error in failure.error
+
+
+def test_a_storage_that_keeps_no_charts_is_not_the_trials_failure(tmp_path):
+    (tmp_path / "charts").write_text("a file where the folder should be")
+    with pytest.raises(StorageError, match="must keep models and charts"):
+        run(Attempt(assign_odd(tmp_path, charts=["a"])))
 
 
 def test_reports_and_assignments_survive_the_way(tmp_path):
