@@ -81,6 +81,12 @@ class Population:
         wrong_PB = self.margins(x_PBI) * (1 - 2 * y_PB)
         return wrong_PB.relu() + wrong_PB.abs().neg_().exp_().log1p_()
 
+    def accuracies(self, x_PBI: Tensor, y_PB: Tensor) -> Tensor:
+        """Share of samples whose more likely class is the right one: accuracy_P, 0..1; NaN where a margin is."""
+        margin_PB = self.margins(x_PBI)
+        right_PB = ((margin_PB > 0) == (y_PB > 0)).float()
+        return right_PB.where(margin_PB.isfinite(), torch.nan).mean(1)
+
     def margins(self, x_PBI: Tensor) -> Tensor:
         """Logit of class 1 minus logit of class 0, for every sample: margin_PB."""
         margin_PB = x_PBI.new_empty(x_PBI.shape[:2])

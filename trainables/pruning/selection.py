@@ -33,10 +33,14 @@ def choose_kept(scores: Sequence[Tensor], sparsity: float, *, per_layer: bool = 
         return [keep_H for score_H in scores for keep_H in choose_kept([score_H], sparsity)]
     score = torch.cat(list(scores))
     require(bool(score.isfinite().all()), "scores must be finite", score[~score.isfinite()].tolist(), "the network diverged")
-    num_removed = int(len(score) * sparsity * (1 + 1e-12))  # 100 * 0.29 = 28.999999999999996 shall be 29
     keep = torch.ones_like(score, dtype=torch.bool)
-    keep[score.argsort(stable=True)[:num_removed]] = False
+    keep[score.argsort(stable=True)[: num_removed(len(score), sparsity)]] = False
     return list(torch.split(keep, [len(score_H) for score_H in scores]))
+
+
+def num_removed(count: int, sparsity: float) -> int:
+    """How many of `count` units this sparsity takes: int(count * sparsity), of the product as written on paper."""
+    return int(count * sparsity * (1 + 1e-12))  # 100 * 0.29 = 28.999999999999996 shall be 29
 
 
 def overlap(scores_a: Sequence[Tensor], scores_b: Sequence[Tensor], fraction: float) -> float:

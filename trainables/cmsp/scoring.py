@@ -1,0 +1,58 @@
+"""Score the hidden neurons of one network by what they matter for a task.
+
+Axes: B samples, I inputs, H hidden units.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from trainables.cmsp.networks import Shape
+from trainables.cmsp.task import Batches, Code, Task
+from trainables.pruning.scores import SCORES
+from trainables.pruning.units import Tensors
+from trainables.randomness import generator, stream_key
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TaskLoss:
+    """Mean cross-entropy of a network on one batch, in nats; see `trainables.pruning.scores.BatchLoss`."""
+
+    x_BI: Tensor
+    y_B: Tensor
+
+    @property
+    def activation_shape(self) -> tuple[int, ...]:
+        return (len(self.y_B),)
+
+    def __call__(self, tensors: Tensors, gates: Mapping[str, Tensor]) -> Tensor:
+        activation_BH, last = self.x_BI, len(tensors) // 2 - 1
+        for layer in range(last):
+            hidden_BH = activation_BH @ tensors[f"layer{layer}.weight"] + tensors[f"layer{layer}.bias"]
+            activation_BH = hidden_BH.relu() * gates[f"layer{layer}"]
+        logits = activation_BH @ tensors[f"layer{last}.weight"] + tensors[f"layer{last}.bias"]
+        return torch.nn.functional.cross_entropy(logits, self.y_B)
+
+
+def score_neurons(
+    kind: str, task: Task, shape: Shape, tensors: Tensors, code: Code, *, num_samples: int, seed: int
+) -> list[Tensor]:
+    """Score one network's hidden neurons by a task, on one batch.
+
+    Args:
+        kind: a name of `trainables.pruning.scores.SCORES`.
+        tensors: as `networks.split` names them, without the axis P.
+        seed: the network's; the batch and any randomness come from streams of it.
+
+    Returns:
+        score_H of each hidden layer, at least 0.
+
+    Source: arXiv:2505.15811, Fig 3: one batch of 2000 samples of the scored task, the same for all neurons.
+    """
+    device = tensors["layer0.weight"].device
+    key_P = torch.tensor([stream_key(seed, "scores", *code)], device=device)
+    x_PBI, y_PB = Batches(task, {code: num_samples}, key_P).draw(0)
+    loss = TaskLoss(x_PBI[0, :, : task.num_inputs], y_PB[0].long())
+    return SCORES[kind](tensors, shape.neurons, [loss], generator(seed, "random scores"))
