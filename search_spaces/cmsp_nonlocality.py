@@ -86,7 +86,7 @@ def cpu() -> StudySpace:
             fig_3 | _SUBGRADIENT | {"lasso_updates": 6000, "sparsity": 0.9},
             fig_3 | _PROXIMAL | {"lasso_updates": 3000, "sparsity": 0.9},
         ),
-        num_trials=20,
+        num_trials=16,
     )
 
 
