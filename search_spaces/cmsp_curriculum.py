@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.space import StudySpace
+from trainables.cmsp.networks import Shape, matched_width
 
 if TYPE_CHECKING:
     import optuna
@@ -10,6 +11,16 @@ if TYPE_CHECKING:
 _OBJECTIVES = ("samples_to_convergence", "parameters")
 _CONSTRAINTS = ("fraction_converged >= 0.5",)
 _FIGURE_2 = {"unrelated_atoms": 0, "intermediate_composites": 0, "depth": 3, "width": 128, "learning_rate": 1e-3}
+_SMALL: dict[str, Any] = {
+    "num_task_bits": 32,
+    "bits_per_atom": 3,
+    "composite_size": 3,
+    "samples_per_update": 800,
+    "sample_budget": 2_600_000,
+    "num_seeds": 2,
+    "samples_per_evaluation": 500,
+    "updates_per_step": 250,
+}
 
 
 def tiny() -> StudySpace:
@@ -47,17 +58,7 @@ def cpu() -> StudySpace:
     """Three atoms of three bits among 32: about four minutes on two cores, and the paper's effect shows."""
 
     def suggest(trial: "optuna.Trial") -> dict[str, Any]:
-        task = {
-            "num_task_bits": 32,
-            "bits_per_atom": 3,
-            "composite_size": 3,
-            "samples_per_update": 800,
-            "sample_budget": 2_600_000,
-            "num_seeds": 2,
-            "samples_per_evaluation": 500,
-            "updates_per_step": 250,
-        }
-        return task | {
+        return _SMALL | {
             **_suggest_breadth(trial, composite_size=3, unrelated=1, intermediate=1),
             "depth": trial.suggest_int("depth", 2, 3),
             "width": trial.suggest_categorical("width", [32, 64, 96, 128]),
@@ -80,6 +81,34 @@ def cpu() -> StudySpace:
     )
 
 
+def depth() -> StudySpace:
+    """Two, three or four layers with as many parameters (Fig 7), at small scale: about three minutes on two cores."""
+
+    def suggest(trial: "optuna.Trial") -> dict[str, Any]:
+        layers = trial.suggest_int("depth", 2, 4)
+        size = trial.suggest_categorical("width_at_depth_3", [64, 96, 128])
+        num_inputs = _SMALL["num_task_bits"] + _SMALL["composite_size"]
+        num_parameters = Shape.of_depth(num_inputs=num_inputs, depth=3, width=size).num_parameters
+        return _SMALL | {
+            "num_atoms": 3,
+            "related_atoms": 3,
+            "composite_share": 0.25,
+            "depth": layers,
+            "width": matched_width(num_inputs=num_inputs, depth=layers, num_parameters=num_parameters),
+            "num_seeds": 4,
+        }
+
+    return StudySpace(
+        experiment="cmsp_curriculum",
+        suggest=suggest,
+        objectives=_OBJECTIVES,
+        log_scale=_OBJECTIVES,
+        color_by="depth",
+        first_trials=tuple({"depth": layers, "width_at_depth_3": size} for size in (64, 96, 128) for layers in (2, 3, 4)),
+        num_trials=9,
+    )
+
+
 def paper() -> StudySpace:
     """The paper's task and budget (Figs 2 and 7): n=64, m=4, k=4, 40 seeds, 2e9 samples; for a GPU cluster."""
 
@@ -91,7 +120,7 @@ def paper() -> StudySpace:
             "samples_per_update": 10_000,
             "sample_budget": 2_000_000_000,
             "num_seeds": 40,
-            **_suggest_breadth(trial, composite_size=4, unrelated=4, intermediate=2),
+            **_suggest_breadth(trial, composite_size=4, unrelated=4, intermediate=2, unrelated_pairs=2),
             "depth": trial.suggest_int("depth", 2, 4),
             "width": trial.suggest_int("width", 32, 512, log=True),
             "learning_rate": trial.suggest_float("learning_rate", 2e-4, 5e-3, log=True),
@@ -105,12 +134,15 @@ def paper() -> StudySpace:
         log_scale=_OBJECTIVES,
         color_by="related_atoms",
         first_trials=tuple(
-            _FIGURE_2 | arm
+            _FIGURE_2 | {"unrelated_composites": 0} | arm
             for arm in (
                 {"related_atoms": 4, "composite_share": 0.2},
                 {"related_atoms": 0},
                 {"related_atoms": 4, "composite_share": 0.2, "depth": 2},
                 {"related_atoms": 4, "composite_share": 0.2, "depth": 2, "width": 361},
+                # a two-level hierarchy, and its control: as many atoms and pairs, all of them unrelated
+                {"related_atoms": 4, "intermediate_composites": 2, "composite_share": 1 / 7},
+                {"related_atoms": 0, "unrelated_atoms": 4, "unrelated_composites": 2, "composite_share": 1 / 7},
             )
         ),
         num_trials=100,
@@ -118,13 +150,17 @@ def paper() -> StudySpace:
     )
 
 
-def _suggest_breadth(trial: "optuna.Trial", *, composite_size: int, unrelated: int = 0, intermediate: int = 0) -> dict[str, Any]:
+def _suggest_breadth(
+    trial: "optuna.Trial", *, composite_size: int, unrelated: int = 0, intermediate: int = 0, unrelated_pairs: int = 0
+) -> dict[str, Any]:
     """Draw what is in the mixture, and the composite's share of it where there is anything else."""
     breadth = {"related_atoms": trial.suggest_int("related_atoms", 0, composite_size)}
     if unrelated:
         breadth["unrelated_atoms"] = trial.suggest_int("unrelated_atoms", 0, unrelated)
     if intermediate:
         breadth["intermediate_composites"] = trial.suggest_int("intermediate_composites", 0, intermediate)
+    if unrelated_pairs:
+        breadth["unrelated_composites"] = trial.suggest_int("unrelated_composites", 0, unrelated_pairs)
     alone = not any(breadth.values())
     return breadth | {
         "num_atoms": composite_size + unrelated,  # fixed: breadth must not change the number of parameters

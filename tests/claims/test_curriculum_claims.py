@@ -1,4 +1,4 @@
-"""Fig 2 at small scale: does breadth teach what narrow data alone cannot?
+"""Figs 2 and 7 at small scale: does breadth teach what narrow data alone cannot, and does depth help?
 
 n = 32 task bits, m = 3 atoms of k = 3, width 128, depth 3, 800 samples an update: minutes on two cores.
 """
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from trainables.cmsp.curriculum import Curriculum, CurriculumConfig
+from trainables.cmsp.networks import matched_width
 
 pytestmark = pytest.mark.claim
 
@@ -14,16 +15,15 @@ BROAD_BUDGET = 2_600_000
 
 
 def run(**arm):
+    shape = {"width": 128, "depth": 3}
     config = CurriculumConfig(
         num_task_bits=32,
         num_atoms=3,
         bits_per_atom=3,
         composite_size=3,
         samples_per_update=800,
-        width=128,
-        depth=3,
         updates_per_step=50,
-        **arm,
+        **shape | arm,
     )
     experiment = Curriculum(config, device=torch.device("cpu"))
     reports = []
@@ -51,3 +51,14 @@ def test_the_narrow_arm_learns_in_no_seed_with_the_same_samples_and_in_one_of_8_
     assert same_samples["fraction_converged"] == 0.0
     assert reports[-1]["fraction_converged"] <= 1 / 8
     assert reports[-1]["composite_loss_bits"] > 0.95
+
+
+@pytest.mark.parametrize("width", [128, matched_width(num_inputs=35, depth=2, num_parameters=21_378)])
+def test_one_hidden_layer_learns_in_no_seed_what_two_do_in_all(width):
+    """At the width of the two, and at their number of parameters."""
+    reports = run(related_atoms=3, composite_share=0.25, num_seeds=4, sample_budget=BROAD_BUDGET, depth=2, width=width)
+    print(
+        f"depth 2, width {width}: {reports[-1]['fraction_converged'] * 4:.0f} of 4, {reports[-1]['composite_loss_bits']:.2f} bits"
+    )
+    assert reports[-1]["fraction_converged"] == 0.0
+    assert reports[-1]["composite_loss_bits"] > 0.2

@@ -29,6 +29,9 @@ class CurriculumConfig:
     """How many atoms outside the composite are in the mixture, 0..num_atoms-composite_size: breadth without relevance."""
     intermediate_composites: int = 0
     """How many disjoint pairs {0,1}, {2,3}, ... are in the mixture; pairs are smaller than the composite."""
+    unrelated_composites: int = 0
+    """How many disjoint pairs of unrelated atoms are in the mixture: with as many of these as of intermediate ones, and as many
+    unrelated atoms as related ones, the control arm of a two-level hierarchy."""
     composite_share: float = 0.2
     """Share of each batch that the composite gets, in (0, 1]; the other codes divide the rest. 1 if there are none."""
     depth: int = 3
@@ -62,6 +65,7 @@ class CurriculumConfig:
             ("related_atoms", 0, self.composite_size),
             ("unrelated_atoms", 0, unrelated),
             ("intermediate_composites", 0, pairs),
+            ("unrelated_composites", 0, unrelated // 2),
             ("updates_per_evaluation", 1, MAX_UPDATES_PER_EVALUATION),
         ):
             value = getattr(self, name)
@@ -115,7 +119,9 @@ class CurriculumConfig:
         """Everything in the mixture but the composite."""
         atoms: list[Code] = [(atom,) for atom in range(self.related_atoms)]
         atoms += [(self.composite_size + atom,) for atom in range(self.unrelated_atoms)]
-        return atoms + [(2 * pair, 2 * pair + 1) for pair in range(self.intermediate_composites)]
+        firsts = [2 * pair for pair in range(self.intermediate_composites)]
+        firsts += [self.composite_size + 2 * pair for pair in range(self.unrelated_composites)]
+        return atoms + [(first, first + 1) for first in firsts]
 
     @property
     def counts(self) -> dict[Code, int]:

@@ -36,6 +36,15 @@ def test_a_mixture_holds_what_its_breadth_says_in_the_shares_it_says():
     assert {config.counts[code] for code in config.other_codes} == {100, 101}
 
 
+def test_a_two_level_hierarchy_has_a_control_of_as_many_unrelated_codes():
+    hierarchy = dataclasses.replace(CurriculumConfig(), num_atoms=8, intermediate_composites=2, composite_share=1 / 7)
+    control = dataclasses.replace(
+        hierarchy, related_atoms=0, intermediate_composites=0, unrelated_atoms=4, unrelated_composites=2
+    )
+    assert hierarchy.other_codes == [(0,), (1,), (2,), (3,), (0, 1), (2, 3)]
+    assert control.other_codes == [(4,), (5,), (6,), (7,), (4, 5), (6, 7)]
+
+
 def test_learning_stops_when_all_seeds_have_converged():
     experiment, report = run(TINY)
     assert report["fraction_converged"] == 1.0
@@ -91,6 +100,7 @@ def test_a_learning_rate_that_blows_up_is_reported_as_divergence():
         ({"related_atoms": 0}, "composite_share must be 1 when nothing else"),
         ({"related_atoms": 3}, r"related_atoms must be in \[0, 2\]"),
         ({"unrelated_atoms": 1}, r"unrelated_atoms must be in \[0, 0\]"),
+        ({"unrelated_composites": 1}, r"unrelated_composites must be in \[0, 0\]"),
         ({"composite_size": 1}, r"composite_size must be in \[2, 2\]"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive and finite"),
         ({"updates_per_evaluation": 51}, r"updates_per_evaluation must be in \[1, 50\]"),
