@@ -30,7 +30,7 @@ class NonlocalityConfig:
     related_atoms: int = 3
     """How many of A's atoms are in the pretraining mixture, 0..composite_size. Paper: 3."""
     other_atoms: int = 3
-    """How many of B's atoms are in it, 0..composite_size: breadth. Paper: 3."""
+    """How many of B's atoms are in it, 0..composite_size. Paper: 3."""
     other_composite: bool = True
     """Whether B is in it. Paper: yes."""
     depth: int = 3
@@ -56,9 +56,9 @@ class NonlocalityConfig:
     score_samples: int = 2000
     """Samples that scores and accuracies are measured on. Paper: 2000."""
     sparsity: float = 0.9
-    """Share of hidden neurons that the trial's pruned model lacks, [0, 1). It is added to `sparsities`."""
+    """Share of hidden neurons that the trial's pruned model lacks, [0, 1); a point of the sparsity curve."""
     sparsities: tuple[float, ...] = tuple(percent / 100 for percent in range(1, 99))
-    """Points of the sparsity curve, each in [0, 1). Paper: 0.01, 0.02, ..., 0.98."""
+    """Further points of the sparsity curve, each in [0, 1); 0 is always one. Paper: 0.01, 0.02, ..., 0.98."""
     recovery_updates: int = 1000
     """Updates of each pruned copy on A or on B alone. Paper: 1000."""
     recovery_samples: int = 5000
@@ -70,9 +70,9 @@ class NonlocalityConfig:
     seed: int = 0
     """Network i draws from streams of seed + i."""
     updates_per_evaluation: int = 50
-    """In recovery, between two measurements of accuracy, >= 1."""
+    """Between two measurements of a pruned copy's accuracy, >= 1."""
     updates_per_step: int = 500
-    """Updates between two reports in pretraining and lasso; recovery reports at every evaluation."""
+    """Updates between two reports, >= 1."""
 
     def __post_init__(self) -> None:
         for name, low in (("pretraining_updates", 1), ("lasso_updates", 1), ("recovery_updates", 0), ("num_seeds", 1)):
@@ -81,10 +81,10 @@ class NonlocalityConfig:
             require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name), "use 1 or more")
         for name in ("updates_per_evaluation", "updates_per_step"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name), "use 1 or more")
+        require(self.composite_size >= 2, "composite_size must be at least 2", self.composite_size, "use 3 as the paper does")
         for name in ("related_atoms", "other_atoms"):
             value, most = getattr(self, name), self.composite_size
             require(0 <= value <= most, f"{name} must be in [0, {most}]", value, f"use 0 to {most}")
-        require(self.composite_size >= 2, "composite_size must be at least 2", self.composite_size, "use 3 as the paper does")
         require(0 < self.learning_rate < math.inf, "learning_rate must be positive and finite", self.learning_rate, "use 1e-3")
         law = "lasso_strength must be at least 0 and finite"
         require(0 <= self.lasso_strength < math.inf, law, self.lasso_strength, "use 1e-3")
@@ -93,7 +93,9 @@ class NonlocalityConfig:
         require(0.5 < self.kept_accuracy <= 1, "kept_accuracy must be in (0.5, 1]", self.kept_accuracy, "use 0.98")
         for sparsity in (self.sparsity, *self.sparsities):
             require(0 <= sparsity < 1, "sparsity must be in [0, 1)", sparsity, "use 0.95 to keep one unit in twenty")
-        object.__setattr__(self, "sparsities", tuple(self.sparsities))  # JSON makes a list of it
+        # JSON makes a list of a tuple, and steps of a search make 0.9000000000000001 of 0.9
+        object.__setattr__(self, "sparsities", tuple(round(float(sparsity), 9) for sparsity in self.sparsities))
+        object.__setattr__(self, "sparsity", round(float(self.sparsity), 9))
         _ = self.task, self.shape  # they hold laws of their own
 
     @property
@@ -127,8 +129,13 @@ class NonlocalityConfig:
 
     @property
     def grid(self) -> list[float]:
-        """Points of the sparsity curve, ascending, the trial's own among them."""
-        return sorted({*self.sparsities, self.sparsity})
+        """Points of the sparsity curve, ascending: 0, the trial's own, and the others."""
+        return sorted({0.0, self.sparsity, *self.sparsities})
+
+    @property
+    def seeds(self) -> range:
+        """Of the trial's networks."""
+        return range(self.seed, self.seed + self.num_seeds)
 
     @property
     def num_neurons(self) -> int:

@@ -22,7 +22,8 @@ from torch import Tensor
 from trainables.cmsp.lanes import Lanes, Layers, divide_samples, form_lanes
 from trainables.cmsp.networks import Shape, split, split_padded
 
-ADAM_EPS = 1e-5  # arXiv:2505.15811, compositions experiments; torch's default is 1e-8
+ADAM_EPS = 1e-5  # arXiv:2505.15811, where networks are trained from scratch
+TORCH_ADAM_EPS = 1e-8  # torch's default; arXiv:2505.15811, in lasso training and in recovery
 ADAM_BETAS = (0.9, 0.999)
 
 
@@ -82,10 +83,10 @@ class Population:
         return wrong_PB.relu() + wrong_PB.abs().neg_().exp_().log1p_()
 
     def accuracies(self, x_PBI: Tensor, y_PB: Tensor) -> Tensor:
-        """Share of samples whose more likely class is the right one: accuracy_P, 0..1; NaN where a margin is."""
+        """Share of samples whose more likely class is the right one: accuracy_P, 0..1, float64; NaN if a margin is not finite."""
         margin_PB = self.margins(x_PBI)
-        right_PB = ((margin_PB > 0) == (y_PB > 0)).float()
-        return right_PB.where(margin_PB.isfinite(), torch.nan).mean(1)
+        wrong_PB = ((margin_PB > 0) != (y_PB > 0)).double()
+        return 1 - wrong_PB.where(margin_PB.isfinite(), torch.nan).mean(1)
 
     def margins(self, x_PBI: Tensor) -> Tensor:
         """Logit of class 1 minus logit of class 0, for every sample: margin_PB."""

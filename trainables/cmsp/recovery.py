@@ -1,50 +1,54 @@
-"""Pruned copies of networks, each trained on one task to see what comes back: many sparsities, seeds and tasks batched.
+"""Pruned copies of networks, each trained on one task to see what comes back: many sparsities and seeds batched.
 
-Copies of about one size are one population, in which the smaller ones are padded with units that are zero and stay zero.
-What a copy learns does not depend on its company, bit for bit on the CPU: its population's size follows from its own alone.
+Copies of about one size on one task are one population, in which the smaller ones are padded with units that are zero and
+stay zero. One population trains at a time, and a copy is cut when its turn comes: memory is that of one. What a copy learns
+does not depend on its company, bit for bit on the CPU: the size of its population follows from its own alone.
 
-Axes: P copies of one population, B samples.
+Axes: P copies of one population, B samples, H hidden units.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainables.cmsp.networks import Shape, join, pad, split
+from trainables.cmsp.networks import NUM_CLASSES, Shape, join, pad, split
 from trainables.cmsp.nonlocality_config import NonlocalityConfig
-from trainables.cmsp.population import Population
+from trainables.cmsp.population import TORCH_ADAM_EPS, Population
 from trainables.cmsp.task import Batches, Code
 from trainables.cmsp.update_loop import UpdateLoop
 from trainables.experiment import check_finite
+from trainables.pruning.surgery import remove
 from trainables.randomness import stream_key
 
-ADAM_EPS = 1e-8  # torch's default, as in the paper's recovery
-_SIZES_PER_LAYER = 8  # populations have widths in eighths of the unpruned one
+_SIZES = 8  # populations have widths in eighths of the unpruned one, or in cache lines where these are larger
 
 Name = tuple[int | str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Copy:
-    """One pruned network and the task that it is trained on.
+    """One network to be pruned, and the task that it is to be trained on.
 
     Attributes:
-        name: of seeds and words: tells streams of samples apart, and results.
+        name: the network's seed, and words: tells streams of samples apart, and results.
         code: the task.
-        tensors: as `networks.split` names them, without the axis P.
+        network: unpruned, as `networks.split` names its tensors, without the axis P.
+        keep: keep_H of each hidden layer.
     """
 
     name: Name
     code: Code
-    tensors: Mapping[str, Tensor]
+    network: Mapping[str, Tensor]
+    keep: Sequence[Tensor]
 
-    def width(self, unpruned: int) -> int:
-        """Of the population that it belongs to: its widest layer, rounded up to an eighth of an unpruned one."""
-        quantum = pad(-(-unpruned // _SIZES_PER_LAYER))
-        widest = max(len(self.tensors[f"layer{layer}.bias"]) for layer in range(len(self.tensors) // 2 - 1))
+    def width(self, config: NonlocalityConfig) -> int:
+        """Of the population that it belongs to: its own widest layer, rounded up."""
+        quantum = pad(-(-config.width // _SIZES))
+        widest = max(int(keep_H.sum()) for keep_H in self.keep)
         return max(1, -(-widest // quantum)) * quantum
 
 
@@ -52,129 +56,146 @@ class Recovery:
     """Trains every copy on its task for a number of updates, or until it makes no mistake.
 
     Args:
-        copies: all of networks of one shape.
-        remember: names of the copies whose best network is asked for afterwards.
+        remember: names of the copies whose networks are asked for afterwards.
 
     Attributes:
-        accuracies: of every copy, before the first update and after every `updates_per_evaluation` of them.
-        networks: of every remembered copy, the best.
+        accuracies: of every copy, before the first update and after every `updates_per_evaluation` of them, on fresh samples.
+        networks: of the remembered copies, as they were when they were last measured; on the CPU.
 
-    Source: arXiv:2505.15811, Fig 3, bottom. Differs: accuracy is measured on fresh samples at intervals and the best counts,
-    where the authors take that of the last training batch; a copy without a mistake on them is recovered and leaves.
+    Source: arXiv:2505.15811, Fig 3, bottom. Differs: accuracy is measured on fresh samples, where the authors take that of the
+    last training batch; a copy that makes no mistake on them is recovered, and leaves.
     """
 
     def __init__(
         self, config: NonlocalityConfig, copies: Sequence[Copy], *, remember: Sequence[Name], device: torch.device
     ) -> None:
         self._config = config
-        sizes = {copy.name: {name: tuple(tensor.shape) for name, tensor in copy.tensors.items()} for copy in copies}
-        self._remembered = {name: sizes[name] for name in remember}
+        self._remember = set(remember)
         self._device = device
-        self.update = 0
+        self._num_copies = len(copies)
         self.accuracies: dict[Name, list[float]] = {copy.name: [] for copy in copies}
         self.networks: dict[Name, dict[str, Tensor]] = {}
         alike: dict[tuple[int, Code], list[Copy]] = {}
         for copy in copies:
-            alike.setdefault((copy.width(config.width), copy.code), []).append(copy)
-        self._groups = [_Group.of(config, width, code, group, device) for (width, code), group in alike.items()]
+            alike.setdefault((copy.width(config), copy.code), []).append(copy)
+        self._queue = list(alike.values())
+        self._turn = 0  # place in the queue of the copies that train; its length when nothing is left to do
+        self._group: _Group | None = None  # of this turn, once it has begun
 
     @property
-    def finished(self) -> bool:
-        measured = self.update > 0 or self._config.recovery_updates == 0
-        return not self._groups or (measured and self.update == self._config.recovery_updates)
+    def progress(self) -> float:
+        """Share of the copies that are done, those that train counted by their updates; 1.0 when nothing is left to do."""
+        if self._turn == len(self._queue):
+            return 1.0
+        waiting = sum(map(len, self._queue[self._turn + 1 :]))
+        left = 1.0 if self._group is None else 1 - self._group.update / max(1, self._config.recovery_updates)
+        return 1 - (waiting + left * len(self._queue[self._turn])) / self._num_copies
 
-    def advance(self) -> None:
-        """Train up to the next measurement; the first time, measure before as well."""
-        if self.update == 0:
-            self._measure()
-        start = self.update
-        self.update = min(start + self._config.updates_per_evaluation, self._config.recovery_updates)
-        if self.update > start:
-            for group in self._groups:
-                group.loop.run(start, self.update)
-            self._measure()
+    def advance(self, num_updates: int) -> None:
+        """Make at least `num_updates`, up to the next measurement; of several populations where they are done sooner."""
+        made = 0
+        while made < num_updates and self._turn < len(self._queue):
+            if self._group is None:
+                self._group = _Group(self._config, self._queue[self._turn], self._device)
+                self._measure(self._group)
+            start = self._group.update
+            stop = min(start + self._config.updates_per_evaluation, self._config.recovery_updates)
+            if self._group.copies and start < stop:
+                self._group.train_to(stop)
+                self._measure(self._group)
+                made += stop - start
+            if not self._group.copies or stop == self._config.recovery_updates:
+                self._turn += 1
+                self._group = None
 
-    def _measure(self) -> None:
-        for group in self._groups:
-            accuracies = group.measure(self.update)
-            check_finite(dict(zip(map(str, group.names), accuracies, strict=True)), where="the recovery of a pruned copy")
-            for place, (name, accuracy) in enumerate(zip(group.names, accuracies, strict=True)):
-                if name in self._remembered and accuracy > max(self.accuracies[name], default=-1.0):
-                    self.networks[name] = group.network(place, self._remembered[name])
-                self.accuracies[name].append(accuracy)
-            group.keep([place for place, accuracy in enumerate(accuracies) if accuracy < 1.0])
-        self._groups = [group for group in self._groups if group.names]
+    def _measure(self, group: "_Group") -> None:
+        """Measure all, remember networks, and let those go that make no mistake."""
+        accuracies = group.measure()
+        check_finite({str(copy.name): a for copy, a in zip(group.copies, accuracies, strict=True)}, where="a pruned copy")
+        for place, (copy, accuracy) in enumerate(zip(group.copies, accuracies, strict=True)):
+            self.accuracies[copy.name].append(accuracy)
+            if copy.name in self._remember:
+                self.networks[copy.name] = group.network(place)
+        group.keep([place for place, accuracy in enumerate(accuracies) if accuracy < 1.0])
 
     def state_dict(self) -> dict[str, Any]:
-        groups = [
-            {"width": group.width, "code": group.code, "names": list(group.names), "population": group.population.state_dict()}
-            for group in self._groups
-        ]
-        accuracies = {name: list(found) for name, found in self.accuracies.items()}
+        """Results so far, and the population that trains; what waits is cut again from the copies."""
         return {
-            "update": self.update,
-            "accuracies": accuracies,
-            "remembered": self._remembered,
+            "accuracies": {name: list(found) for name, found in self.accuracies.items()},
             "networks": dict(self.networks),
-            "groups": groups,
+            "turn": self._turn,
+            "group": None if self._group is None else self._group.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.update = state["update"]
+        """Go on from a state of a recovery of the same copies."""
         self.accuracies = {name: list(found) for name, found in state["accuracies"].items()}
-        self._remembered = dict(state["remembered"])
         self.networks = dict(state["networks"])
-        self._groups = []
-        for saved in state["groups"]:
-            parameter_PF = saved["population"]["parameters"]
-            group = _Group(self._config, saved["width"], saved["code"], saved["names"], parameter_PF.to(self._device))
-            group.population.load_state_dict(saved["population"])
-            self._groups.append(group)
+        self._turn = state["turn"]
+        self._group = None
+        if state["group"] is not None:
+            self._group = _Group(self._config, self._queue[self._turn], self._device)
+            self._group.load_state_dict(state["group"])
 
 
 class _Group:
     """Copies that train as one population on one task."""
 
-    def __init__(self, config: NonlocalityConfig, width: int, code: Code, names: list[Name], parameter_PF: Tensor) -> None:
-        self.width, self.code, self.names = width, code, names
+    def __init__(self, config: NonlocalityConfig, copies: Sequence[Copy], device: torch.device) -> None:
+        self.copies = list(copies)
+        self.update = 0
         self._config = config
-        shape = self.shape_of(config, width)
-        self.population = Population(shape, parameter_PF, [config.learning_rate] * len(names), adam_eps=ADAM_EPS)
+        shape = Shape.of_depth(num_inputs=config.task.num_inputs, depth=config.depth, width=copies[0].width(config))
+        cut = [remove(copy.network, config.shape.neurons, copy.keep) for copy in copies]
+        rates = [config.learning_rate] * len(copies)
+        self._population = Population(shape, join(shape, cut).to(device), rates, adam_eps=TORCH_ADAM_EPS)
         self._bind()
-
-    @classmethod
-    def of(cls, config: NonlocalityConfig, width: int, code: Code, copies: Sequence[Copy], device: torch.device) -> Self:
-        parameter_PF = join(cls.shape_of(config, width), [copy.tensors for copy in copies])
-        return cls(config, width, code, [copy.name for copy in copies], parameter_PF.to(device))
-
-    @staticmethod
-    def shape_of(config: NonlocalityConfig, width: int) -> Shape:
-        return Shape.of_depth(num_inputs=config.task.num_inputs, depth=config.depth, width=width)
 
     def _bind(self) -> None:
         """Make the streams and the loop of the copies that still train."""
-        config, device = self._config, self.population.parameter_PF.device
+        config, code, device = self._config, self.copies[0].code, self._population.parameter_PF.device
         keys = {
-            purpose: torch.tensor([stream_key(config.seed, purpose, *name) for name in self.names], device=device)
+            purpose: torch.tensor([stream_key(purpose, *copy.name) for copy in self.copies], device=device)
             for purpose in ("recovery", "recovered")
         }
-        training = Batches(config.task, {self.code: config.recovery_samples}, keys["recovery"])
-        self._evaluation = Batches(config.task, {self.code: config.score_samples}, keys["recovered"])
-        self.loop = UpdateLoop(lambda index: self.population.update(*training.draw(index)), device=device)
+        training = Batches(config.task, {code: config.recovery_samples}, keys["recovery"])
+        self._evaluation = Batches(config.task, {code: config.score_samples}, keys["recovered"])
+        self._loop = UpdateLoop(lambda index: self._population.update(*training.draw(index)), device=device)
 
-    def measure(self, update: int) -> list[float]:
-        return self.population.accuracies(*self._evaluation.draw(update)).tolist()
+    def train_to(self, stop: int) -> None:
+        self._loop.run(self.update, stop)
+        self.update = stop
 
-    def network(self, place: int, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    def measure(self) -> list[float]:
+        accuracies: list[float] = self._population.accuracies(*self._evaluation.draw(self.update)).tolist()
+        return accuracies
+
+    def network(self, place: int) -> dict[str, Tensor]:
         """A copy as it is now, without the units that only pad it."""
-        tensors = split(self.population.shape, self.population.parameter_PF[place : place + 1])
-        return {name: tensors[name][0][tuple(map(slice, size))].clone().cpu() for name, size in sizes.items()}
+        tensors = split(self._population.shape, self._population.parameter_PF[place : place + 1])
+        kept = [int(keep_H.sum()) for keep_H in self.copies[place].keep]
+        counts = [self._config.task.num_inputs, *kept, NUM_CLASSES]
+        network = {}
+        for layer, (fan_in, fan_out) in enumerate(pairwise(counts)):
+            network[f"layer{layer}.weight"] = tensors[f"layer{layer}.weight"][0, :fan_in, :fan_out].clone().cpu()
+            network[f"layer{layer}.bias"] = tensors[f"layer{layer}.bias"][0, :fan_out].clone().cpu()
+        return network
 
     def keep(self, places: list[int]) -> None:
         """Let the others go."""
-        if len(places) == len(self.names):
+        if len(places) == len(self.copies):
             return
-        self.names = [self.names[place] for place in places]
+        self.copies = [self.copies[place] for place in places]
         if places:
-            self.population.keep(torch.tensor(places, device=self.population.parameter_PF.device))
+            self._population.keep(torch.tensor(places, device=self._population.parameter_PF.device))
             self._bind()
+
+    def state_dict(self) -> dict[str, Any]:
+        names = [copy.name for copy in self.copies]
+        return {"names": names, "update": self.update, "population": self._population.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.update = state["update"]
+        self.copies = [copy for copy in self.copies if copy.name in state["names"]]
+        self._population.load_state_dict(state["population"])
+        self._bind()

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from trainables.cmsp.networks import initial_network, join, split
+from trainables.cmsp.networks import for_modules, initial_network, join, split
 from trainables.cmsp.nonlocality import Nonlocality, NonlocalityConfig
 from trainables.cmsp.population import Population
 from trainables.cmsp.task import Batches
@@ -26,6 +26,14 @@ def run(config):
     while experiment.progress < 1.0:
         reports.append(experiment.step())
     return experiment, reports
+
+
+def in_recovery(state):
+    """Stage of a state in recovery, which population's turn it is, and whether that is in its middle; None in other stages."""
+    if state["recovery"] is None:
+        return None
+    stage = ("pretraining", "before", "lasso", "after")[state["stage"]]
+    return stage, state["recovery"]["turn"], state["recovery"]["group"] is not None
 
 
 def exact_accuracy(network, code, config=TINY):
@@ -50,7 +58,8 @@ def test_default_is_figure_3_with_the_group_lasso():
     config = NonlocalityConfig()
     assert (config.target, config.other) == ((0, 1, 2), (3, 4, 5))
     assert config.mixture == [(0, 1, 2), (3, 4, 5), (0,), (1,), (2,), (3,), (4,), (5,)]
-    assert config.grid == [percent / 100 for percent in range(1, 99)]  # 0.9, the trial's own, is one of them
+    assert config.grid == [percent / 100 for percent in range(99)]  # 0.9, the trial's own, is one of them
+    assert list(config.seeds) == [0, 1, 2, 3, 4]
     assert config.num_neurons == 512
     assert config.shape.num_parameters == 25 * 256 + 257 * 256 + 257 * 2
 
@@ -63,8 +72,37 @@ def test_a_mixture_holds_what_its_breadth_says():
 
 def test_the_trials_sparsity_is_a_point_of_its_curve_and_json_may_bring_a_list():
     config = dataclasses.replace(TINY, sparsity=0.6, sparsities=[0.75, 0.25])
-    assert config.grid == [0.25, 0.6, 0.75]
+    assert config.grid == [0.0, 0.25, 0.6, 0.75]
     assert config == NonlocalityConfig(**json.loads(json.dumps(dataclasses.asdict(config))))
+
+
+def test_sparsities_that_differ_by_rounding_are_one():
+    config = dataclasses.replace(TINY, sparsity=0.6 + 0.3, sparsities=(0.9, 0, 0.1 + 0.2, 0.3))
+    assert 0.6 + 0.3 != 0.9
+    assert repr(config.sparsity) == "0.9"
+    assert repr(config.sparsities) == "(0.9, 0.0, 0.3, 0.3)"
+    assert config.grid == [0.0, 0.3, 0.9]
+    assert config == dataclasses.replace(config, sparsity=0.9)
+    assert dataclasses.replace(TINY, sparsity=0.123456789).grid[1] == 0.123456789  # 9 digits stay
+
+
+def test_an_unpruned_network_is_always_a_point_of_the_curve():
+    for changes in ({"sparsities": ()}, {"sparsities": (0.75, 0.0)}, {"sparsities": (), "sparsity": 0}):
+        config = dataclasses.replace(TINY, **changes)
+        assert [repr(sparsity) for sparsity in config.grid[:1]] == ["0.0"]
+        assert config.grid.count(0.0) == 1
+
+
+def test_a_trial_that_prunes_nothing_recovers_its_unpruned_networks():
+    experiment, reports = run(dataclasses.replace(SHORT, sparsity=0, sparsities=(), recovery_updates=0, method="none"))
+    assert reports[-1]["neurons_kept"] == 32
+    for place, network in enumerate(experiment._training.networks()):
+        for name, tensor in for_modules(network).items():
+            assert torch.equal(tensor, experiment.model_tensors()[f"seed{place}.{name}"])
+
+
+def test_seeds_of_a_trial_follow_its_first():
+    assert list(dataclasses.replace(TINY, seed=7, num_seeds=3).seeds) == [7, 8, 9]
 
 
 def test_before_any_pruning_metrics_are_those_of_the_unpruned_networks():
@@ -107,15 +145,29 @@ def test_updates_are_counted_through_all_stages(finished):
     assert 500 <= reports[-1]["updates_spent"] <= 560
 
 
-def test_a_trial_goes_through_its_stages_in_order():
-    """Reports: pretraining 20, 40; recovery 4, 6; lasso 20, 30; recovery 4, 6: shares of 40 + 6 + 30 + 6 updates."""
-    for method, done in (("subgradient", [20, 40, 44, 46, 66, 76, 80, 82]), ("none", [20, 40, 44, 46])):
-        config = dataclasses.replace(SHORT, method=method, sparsities=(0.75,), kept_accuracy=1.0, score_samples=500)
-        experiment, seen = Nonlocality(config, device=CPU), []
+def test_a_trial_goes_through_its_stages_in_order_and_weights_them_by_samples():
+    """Samples: pretraining 40 updates of 6 codes of 32; lasso 30 of 64; recovery 30 of 64, a third of that for 6 copies.
+
+    Populations of recovery: those of A, then those of B, measured after 12, 24 and 30 updates. Steps are of 20 updates or
+    the next such measurement: 24 of A's; 6 and 12 and 12 more; the last 6.
+    """
+    pretraining, recovery, lasso = 40 * 6 * 32, 30 * 64 * 6 / 3, 30 * 64
+    stages = [(pretraining, (1 / 2, 1)), (recovery, (0.4, 0.9, 1)), (lasso, (2 / 3, 1)), (recovery, (0.4, 0.9, 1))]
+    config = dataclasses.replace(
+        SHORT, sparsities=(0.75,), learning_rate=1e-4, score_samples=500, recovery_updates=30, updates_per_evaluation=12
+    )  # so slow that no copy is done early
+    for method, count in (("subgradient", 4), ("none", 2)):
+        done, expected = 0.0, []
+        for samples, shares in stages[:count]:
+            expected += [done + share * samples for share in shares]
+            done += samples
+        experiment, seen = Nonlocality(dataclasses.replace(config, method=method), device=CPU), [0.0]
+        assert experiment.progress == 0.0
         while experiment.progress < 1.0:
             experiment.step()
             seen.append(experiment.progress)
-        assert seen == [updates / done[-1] for updates in done]
+        assert seen[1:] == pytest.approx([each / done for each in expected])
+        assert seen[-1] == 1.0
 
 
 def test_without_a_method_a_trial_ends_after_one_curve():
@@ -154,7 +206,7 @@ def test_charts_show_the_curves_and_the_losses_of_the_trial(finished):
 def test_only_the_proximal_step_makes_exact_zeros(method, strength):
     config = dataclasses.replace(TINY, method=method, lasso_strength=strength, sparsities=(), recovery_updates=0)
     experiment, _ = run(config)
-    tensors = experiment._population.tensors  # a width of 16 is not padded
+    tensors = experiment._training.population.tensors  # a width of 16 is not padded
     norm_PH = torch.cat([group_norms(tensors, units) for units in config.shape.neurons], dim=1)
     assert norm_PH.shape == (2, 32)
     assert norm_PH.max() > 0.5
@@ -168,7 +220,7 @@ def test_a_stronger_lasso_leaves_shorter_groups():
         config = dataclasses.replace(
             TINY, method="subgradient", lasso_strength=strength, sparsities=(), recovery_updates=0, pretraining_updates=100
         )
-        tensors = run(config)[0]._population.tensors
+        tensors = run(config)[0]._training.population.tensors
         norms.append(sum(group_norms(tensors, units).sum() for units in config.shape.neurons))
     assert norms[1] < 0.9 * norms[0]
 
@@ -188,37 +240,44 @@ def test_a_lasso_of_no_strength_is_plain_training_on_a():
         plain.update(*batches.draw(index))
     for method in ("subgradient", "proximal"):
         experiment, _ = run(dataclasses.replace(config, method=method))
-        assert torch.equal(experiment._population.parameter_PF, plain.parameter_PF)
+        assert torch.equal(experiment._training.population.parameter_PF, plain.parameter_PF)
 
 
 @pytest.mark.parametrize("method", ["subgradient", "none"])
 def test_a_trial_saved_and_loaded_after_every_step_goes_on_as_if_nothing_had_happened(method):
     """The contract tests do so with the proximal step. Recovery is long enough for copies to leave in its middle."""
-    config = dataclasses.replace(SHORT, method=method, pretraining_updates=100, recovery_updates=18, width=40)
+    config = dataclasses.replace(SHORT, method=method, recovery_updates=27, width=40, updates_per_step=8)
     straight, expected = run(config)
-    experiment, reports, progress = Nonlocality(config, device=CPU), [], []
+    experiment, reports, progress, saved = Nonlocality(config, device=CPU), [], [], set()
     while experiment.progress < 1.0:
         reports.append(experiment.step())
         progress.append(experiment.progress)
         stored = io.BytesIO()
         torch.save(experiment.state_dict(), stored)
+        saved.add(in_recovery(experiment.state_dict()))
         stored.seek(0)
         experiment = Nonlocality(config, device=CPU)
         experiment.load_state_dict(torch.load(stored, weights_only=True))
         assert experiment.progress == progress[-1]
     assert reports == expected
+    for stage in ("before", "after") if method == "subgradient" else ("before",):
+        assert {(stage, turn, True) for turn in (0, 1, 2)} <= saved  # in the middle of the first populations
+        lengths = {len(found) for seed in straight.state_dict()["curves"][stage]["accuracies"]["target"] for found in seed}
+        assert len(lengths) > 1
     assert experiment.charts() == straight.charts()
     for name, tensor in straight.model_tensors().items():
         assert torch.equal(tensor, experiment.model_tensors()[name])
 
 
-def test_a_state_may_be_loaded_over_any_later_one():
-    experiment = Nonlocality(SHORT, device=CPU)
+def test_a_state_may_be_loaded_over_any_later_or_earlier_one():
+    config = dataclasses.replace(SHORT, method="subgradient", recovery_updates=27, width=40, updates_per_step=8)
+    experiment = Nonlocality(config, device=CPU)
     states, reports = [], []
     while experiment.progress < 1.0:
         states.append(experiment.state_dict())
         reports.append(experiment.step())
-    for place in (4, 1, 6):
+    saved = [in_recovery(state) for state in states]
+    for place in (saved.index(("before", 1, True)), 1, saved.index(("after", 2, True)), saved.index(("before", 2, True)), 0):
         experiment.load_state_dict(states[place])
         assert [experiment.step() for _ in reports[place:]] == reports[place:]
 
@@ -230,25 +289,31 @@ def test_a_network_is_trained_and_scored_alike_whether_other_seeds_exist_or_not(
         (one,), (all_three,) = panel_alone.series, panel.series
         assert one.x == all_three.x[32:64]
         assert one.y == all_three.y[32:64]
-    for name, tensor in split(SHORT.shape, alone._population.parameter_PF).items():
-        assert torch.equal(tensor[0], split(SHORT.shape, together._population.parameter_PF)[name][1])
+    for name, tensor in split(SHORT.shape, alone._training.population.parameter_PF).items():
+        assert torch.equal(tensor[0], split(SHORT.shape, together._training.population.parameter_PF)[name][1])
 
 
-@pytest.mark.xfail(strict=True, reason="recovery's streams hash config.seed too, so they differ with a trial's first seed")
 def test_a_network_recovers_alike_whether_other_seeds_exist_or_not():
     alone, _ = run(dataclasses.replace(SHORT, seed=1, num_seeds=1))
     together, _ = run(dataclasses.replace(SHORT, seed=0, num_seeds=3))
     for name, tensor in alone.model_tensors().items():
         assert torch.equal(tensor, together.model_tensors()[name.replace("seed0", "seed1")])
+    for stage in ("before", "after"):
+        of_one, of_all = (each.state_dict()["curves"][stage]["accuracies"] for each in (alone, together))
+        assert {len(found) for found in of_one["other"][0]} == {3}  # measured after 0, 4 and 6 updates
+        for task in ("target", "other"):
+            assert of_one[task][0] == of_all[task][1]
 
 
-@pytest.mark.xfail(strict=True, raises=UserWarning, reason="torch.nn.Linear warns when it initialises a layer of no units")
 def test_networks_of_which_a_whole_layer_was_pruned_are_rebuilt():
     config = dataclasses.replace(SHORT, sparsity=0.97)  # of 32 neurons 1 is left
     experiment, reports = run(config)
     assert reports[-1]["neurons_kept"] == 1
-    for network in Nonlocality.rebuild(config, experiment.model_tensors()):
+    networks = Nonlocality.rebuild(config, experiment.model_tensors())
+    assert len(networks) == 2
+    for network in networks:
         assert network(torch.zeros(3, 8)).shape == (3, 2)
+        assert sum(linear.out_features for linear in network[:-1:2]) == 1
 
 
 def test_a_score_that_needs_no_task_ranks_otherwise():
@@ -289,6 +354,10 @@ def test_a_learning_rate_that_blows_up_is_reported_as_divergence():
         ({"sparsity": 1.0}, r"sparsity must be in \[0, 1\)"),
         ({"sparsity": -0.1}, r"sparsity must be in \[0, 1\)"),
         ({"sparsities": (0.5, 1.0)}, r"sparsity must be in \[0, 1\), but got 1.0"),
+        pytest.param(
+            *({"sparsity": 1 - 1e-10}, r"sparsity must be in \[0, 1\)"),
+            marks=pytest.mark.xfail(strict=True, reason="the law is checked before rounding, which makes 1.0 of it"),
+        ),
         ({"depth": 1}, "depth must be at least 2"),
         ({"width": 0}, "width must be at least 1"),
         ({"num_task_bits": 3}, "num_task_bits must be at least"),
@@ -303,3 +372,8 @@ def test_a_config_states_the_law_that_it_breaks(changes, law):
 @pytest.mark.parametrize("edge", [{"recovery_updates": 0}, {"lasso_strength": 0.0}, {"sparsity": 0.0}, {"kept_accuracy": 1.0}])
 def test_edges_of_the_laws_are_within(edge):
     assert dataclasses.replace(TINY, **edge) != TINY
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="rounding leaves -0.0: its copies have other names than 0.0's")
+def test_a_sparsity_of_minus_0_is_0():
+    run(dataclasses.replace(SHORT, sparsity=-0.0, method="none", pretraining_updates=1, recovery_updates=0))
