@@ -3,11 +3,9 @@
 import json
 import struct
 
-import commands
 import mlflow
 import pytest
 
-from study import open_study
 from study.charts import draw_chart, draw_into
 from study.cli import main
 from study.errors import UserError
@@ -236,80 +234,3 @@ def test_the_command_refuses_to_draw_what_is_not_finished(told, ask, tmp_path):
     code, lines = ask(study, "--charts", str(tmp_path / "new"))
     assert code == 2
     assert lines[-1].startswith("study: a trial must have finished to have charts")
-
-
-MODULE = '''
-"""A user's module: an experiment that offers a chart, unless it is told not to."""
-
-import dataclasses
-
-import torch
-
-from search_spaces.space import StudySpace
-from trainables.charts import Chart, Panel, Series
-from trainables.experiment import Experiment, Metric
-
-
-class Slope(Experiment):
-    METRICS = (Metric(name="height", goal="max", unit="1", meaning="A number."),)
-
-    @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-    class Config:
-        slope: float = 1.0
-
-        @classmethod
-        def tiny(cls):
-            return cls()
-
-    def __init__(self, config, *, device):
-        self.config, self.heights = config, []
-
-    def step(self):
-        self.heights.append(self.config.slope * len(self.heights))
-        return {"height": self.heights[-1]}
-
-    @property
-    def progress(self):
-        return len(self.heights) / 4
-
-    def state_dict(self):
-        return {"heights": self.heights}
-
-    def load_state_dict(self, state):
-        self.heights = state["heights"]
-
-    def model_tensors(self):
-        return {"heights": torch.tensor(self.heights)}
-
-    @classmethod
-    def rebuild(cls, config, tensors):
-        return tensors["heights"]
-
-    def charts(self):
-        if self.config.slope == 0:
-            return []
-        series = Series(label="height", x=tuple(range(4)), y=tuple(self.heights), color="#3b528b")
-        panel = Panel(title="", x_label="step", y_label="height", series=(series,))
-        return [Chart(name="climb", title="The climb", panels=(panel,))]
-
-
-def space():
-    def suggest(trial):
-        return {"slope": trial.suggest_float("slope", 0, 9)}
-
-    first = ({"slope": 2.0}, {"slope": 0.0})
-    return StudySpace(experiment="slopes:Slope", suggest=suggest, objectives=("height",), first_trials=first, num_trials=2)
-'''
-
-
-def test_what_an_experiment_offers_comes_out_of_mlflow(home, tmp_path):
-    (tmp_path / "slopes.py").write_text(MODULE)
-    launched = commands.run("launch", "slopes:space", "--name", "climbs", "--max-concurrent", "1", home=home, cwd=tmp_path)
-    assert launched.returncode == 0, launched.stderr
-    study = open_study("climbs", home=home)
-    (climb,) = study.charts(0)
-    assert climb.panels[0].series[0].y == (0.0, 2.0, 4.0, 6.0)
-    assert study.charts(1) == []
-    client = mlflow.MlflowClient(study.tracking_uri)
-    found = [file.path for file in client.list_artifacts(study.trial(0).run_id, "charts")]
-    assert found == ["charts/climb.json", "charts/climb.png"]

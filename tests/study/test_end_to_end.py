@@ -72,6 +72,15 @@ def test_metrics_are_logged_once_at_each_step(t1, home):
             assert steps == list(range(1, len(steps) + 1))
 
 
+def test_a_trials_charts_are_among_its_artifacts_as_data_and_as_a_picture(t1, home):
+    study = open_study("t1", home=home)
+    (losses,) = study.charts(2)
+    assert {series.label for series in losses.panels[0].series} == {"composite", "atoms"}
+    client = mlflow.MlflowClient(study.tracking_uri)
+    found = [file.path for file in client.list_artifacts(study.trial(2).run_id, "charts")]
+    assert found == ["charts/losses.json", "charts/losses.png"]
+
+
 def test_runs_say_where_they_come_from(t1, home):
     trial = commands.children(commands.mlflow_runs(home, "t1")).iloc[2]
     for tag in ("study", "study_id", "trial", "spec_hash", "commit", "seed", "hostname", "version.torch", "version.ray"):
@@ -172,5 +181,5 @@ def test_spaces_lists_experiments_metrics_and_spaces(home):
     entries = commands.run_json("spaces", home=home)
     entry = next(entry for entry in entries if entry["experiment"] == "cmsp_curriculum")
     assert {metric["name"] for metric in entry["metrics"]} == METRICS
-    assert {space["space"] for space in entry["spaces"]} == {f"cmsp_curriculum:{name}" for name in ("tiny", "cpu", "paper")}
+    assert {space["space"] for space in entry["spaces"]} == {f"cmsp_curriculum:{name}" for name in ("tiny", "cpu", "depth", "paper")}
     assert "fraction_converged >= 0.5" in json.dumps(entry)

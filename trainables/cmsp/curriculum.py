@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from trainables.charts import Chart, Panel, Series
 from trainables.cmsp.curriculum_config import CurriculumConfig
 from trainables.cmsp.networks import for_modules, initial_network, join, modules, split
 from trainables.cmsp.population import Population
@@ -78,6 +79,7 @@ class Curriculum(Experiment):
         self._atomic_bits = [1.0] * config.num_seeds
         self._converged_at: list[int | None] = [None] * config.num_seeds
         self._final: list[Tensor | None] = [None] * config.num_seeds
+        self._history: list[list[float]] = []  # of every report: samples used, composite's and atoms' bits
         networks = [initial_network(config.shape, generator(config.seed + seed, "weights")) for seed in self._training_seeds]
         parameter_PF = join(config.shape, networks).to(device)
         self._population = Population(config.shape, parameter_PF, [config.learning_rate] * config.num_seeds)
@@ -100,7 +102,9 @@ class Curriculum(Experiment):
             start, self._update = self._update, self._next_evaluation()
             self._loop.run(start, self._update)
             self._evaluate()
-        return self._metrics()
+        metrics = self._metrics()
+        self._history.append([metrics[name] for name in ("samples_used", "composite_loss_bits", "atomic_loss_bits")])
+        return metrics
 
     def _next_evaluation(self) -> int:
         every = self.config.updates_per_evaluation
@@ -164,6 +168,7 @@ class Curriculum(Experiment):
             "atomic_bits": list(self._atomic_bits),
             "converged_at": list(self._converged_at),
             "final": list(self._final),
+            "history": [list(row) for row in self._history],
             "population": self._population.state_dict(),
         }
 
@@ -174,6 +179,7 @@ class Curriculum(Experiment):
         self._atomic_bits = list(state["atomic_bits"])
         self._converged_at = list(state["converged_at"])
         self._final = [None if flat_F is None else flat_F.to(self.device) for flat_F in state["final"]]
+        self._history = [list(row) for row in state["history"]]
         self._population.load_state_dict(state["population"])
         if self._training_seeds:
             self._bind()
@@ -192,3 +198,14 @@ class Curriculum(Experiment):
     def rebuild(cls, config: CurriculumConfig, tensors: Mapping[str, Tensor]) -> list[torch.nn.Sequential]:
         """One torch.nn.Sequential a seed: control bits and task bits in, two logits out."""
         return [modules({name: tensor[seed] for name, tensor in tensors.items()}) for seed in range(config.num_seeds)]
+
+    def charts(self) -> list[Chart]:
+        """The losses over the samples (Fig 2, top)."""
+        samples, *losses = zip(*self._history, strict=True)
+        series = tuple(
+            Series(label=label, x=samples, y=bits, color=color)
+            for label, bits, color in zip(("composite", "atoms"), losses, ("#2f5fa8", "#e08a1e"), strict=True)
+        )
+        x_label = "samples (all codes, mean over seeds)"
+        panel = Panel(title="", x_label=x_label, y_label="loss (bits; chance 1)", series=series, y_log=True)
+        return [Chart(name="losses", title="Losses of the composite and its atoms, median over seeds", panels=(panel,))]
