@@ -89,9 +89,9 @@ class Curriculum(Experiment):
         """Make the streams and the loop of the networks that still train."""
         config = self.config
         evaluated = [config.composite, *[(atom,) for atom in config.composite]]
-        self._training = Batches(config.task, config.counts, self._keys("training"))
+        population, training = self._population, Batches(config.task, config.counts, self._keys("training"))
         self._evaluation = Batches(config.task, dict.fromkeys(evaluated, config.samples_per_evaluation), self._keys("evaluation"))
-        self._loop = UpdateLoop(lambda index: self._population.update(*self._training.draw(index)), device=self.device)
+        self._loop = UpdateLoop(lambda index: population.update(*training.draw(index)), device=self.device)
 
     def _keys(self, purpose: str) -> Tensor:
         return torch.tensor([stream_key(self.config.seed + seed, purpose) for seed in self._training_seeds], device=self.device)

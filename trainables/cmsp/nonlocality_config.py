@@ -91,11 +91,11 @@ class NonlocalityConfig:
         require(self.method in METHODS, f"method must be one of {', '.join(METHODS)}", repr(self.method), "use subgradient")
         require(self.score in SCORES, f"score must be one of {', '.join(SCORES)}", repr(self.score), "use ablation")
         require(0.5 < self.kept_accuracy <= 1, "kept_accuracy must be in (0.5, 1]", self.kept_accuracy, "use 0.98")
+        # JSON makes a list of a tuple, and steps of a search make 0.9000000000000001 of 0.9; 0.0 is added to be rid of -0.0
+        object.__setattr__(self, "sparsities", tuple(round(float(sparsity), 9) + 0.0 for sparsity in self.sparsities))
+        object.__setattr__(self, "sparsity", round(float(self.sparsity), 9) + 0.0)
         for sparsity in (self.sparsity, *self.sparsities):
             require(0 <= sparsity < 1, "sparsity must be in [0, 1)", sparsity, "use 0.95 to keep one unit in twenty")
-        # JSON makes a list of a tuple, and steps of a search make 0.9000000000000001 of 0.9
-        object.__setattr__(self, "sparsities", tuple(round(float(sparsity), 9) for sparsity in self.sparsities))
-        object.__setattr__(self, "sparsity", round(float(self.sparsity), 9))
         _ = self.task, self.shape  # they hold laws of their own
 
     @property

@@ -4,6 +4,7 @@ Axes: P networks, one a seed; B samples; C codes.
 """
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -39,8 +40,9 @@ class Training:
         mixture = dict.fromkeys(config.mixture, config.pretraining_samples)
         counts = {config.target: config.lasso_samples} if phase == "lasso" else mixture
         samples = Batches(config.task, counts, self._keys(phase))
-        update = self._update_with_lasso if phase == "lasso" else self.population.update
-        self._loop = UpdateLoop(lambda index: update(*samples.draw(index)), device=device)
+        update = partial(_update_with_lasso, config) if phase == "lasso" else Population.update
+        population = self.population
+        self._loop = UpdateLoop(lambda index: update(population, *samples.draw(index)), device=device)
         codes = [config.target, config.other, *config.atoms]
         self._evaluation = Batches(config.task, dict.fromkeys(codes, config.score_samples), self._keys("evaluation"))
 
@@ -51,16 +53,6 @@ class Training:
     def run(self, start: int, stop: int) -> None:
         """Make updates number `start` to `stop - 1` of the phase."""
         self._loop.run(start, stop)
-
-    def _update_with_lasso(self, x_PBI: Tensor, y_PB: Tensor) -> None:
-        config, population = self._config, self.population
-        neurons = config.shape.padded.neurons
-        population.backward(x_PBI, y_PB)
-        if config.method == "subgradient":
-            add_group_lasso_gradient(population.tensors, population.gradients, neurons, config.lasso_strength)
-        population.adam()
-        if config.method == "proximal":
-            proximal_step(population.tensors, neurons, config.learning_rate * config.lasso_strength)
 
     @torch.no_grad()
     def measure(self, index: int) -> tuple[list[float], list[float]]:
@@ -86,3 +78,14 @@ class Training:
         """Views of every network's parameters, as `networks.split` names them."""
         tensors = split(self._config.shape, self.population.parameter_PF)
         return [{name: tensor[place] for name, tensor in tensors.items()} for place in range(self._config.num_seeds)]
+
+
+def _update_with_lasso(config: NonlocalityConfig, population: Population, x_PBI: Tensor, y_PB: Tensor) -> None:
+    """Make one Adam update on the loss of A and the group lasso, by its gradient or by a proximal step."""
+    neurons = config.shape.padded.neurons
+    population.backward(x_PBI, y_PB)
+    if config.method == "subgradient":
+        add_group_lasso_gradient(population.tensors, population.gradients, neurons, config.lasso_strength)
+    population.adam()
+    if config.method == "proximal":
+        proximal_step(population.tensors, neurons, config.learning_rate * config.lasso_strength)

@@ -85,8 +85,9 @@ class Population:
     def accuracies(self, x_PBI: Tensor, y_PB: Tensor) -> Tensor:
         """Share of samples whose more likely class is the right one: accuracy_P, 0..1, float64; NaN if a margin is not finite."""
         margin_PB = self.margins(x_PBI)
-        wrong_PB = ((margin_PB > 0) != (y_PB > 0)).double()
-        return 1 - wrong_PB.where(margin_PB.isfinite(), torch.nan).mean(1)
+        right_PB = ((margin_PB > 0) == (y_PB > 0)).double()
+        right_P = right_PB.where(margin_PB.isfinite(), torch.nan).sum(1)
+        return right_P / torch.full_like(right_P, y_PB.shape[1])  # by a number a GPU would multiply: 1 could come out less
 
     def margins(self, x_PBI: Tensor) -> Tensor:
         """Logit of class 1 minus logit of class 0, for every sample: margin_PB."""

@@ -160,7 +160,8 @@ class _Group:
         }
         training = Batches(config.task, {code: config.recovery_samples}, keys["recovery"])
         self._evaluation = Batches(config.task, {code: config.score_samples}, keys["recovered"])
-        self._loop = UpdateLoop(lambda index: self._population.update(*training.draw(index)), device=device)
+        population = self._population  # the loop must not hold the group, or both outlive it until Python looks for cycles
+        self._loop = UpdateLoop(lambda index: population.update(*training.draw(index)), device=device)
 
     def train_to(self, stop: int) -> None:
         self._loop.run(self.update, stop)

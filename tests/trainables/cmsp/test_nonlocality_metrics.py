@@ -124,19 +124,7 @@ def test_after_recovery_a_counts_as_it_is_in_the_end_and_b_as_it_was_at_best():
     assert metrics["updates_spent"] == 500 + 20  # when it was reached
 
 
-BROKEN_BY_ROUNDING = (0.66, 0.67, 0.68, 0.93)  # 1 - 70 / 1000 is 0.9299999999999999
-
-
-@pytest.mark.parametrize(
-    "kept",
-    [
-        *(percent / 100 for percent in range(51, 101) if percent / 100 not in BROKEN_BY_ROUNDING),
-        *(
-            pytest.param(kept, marks=pytest.mark.xfail(strict=True, reason="1 - share of wrong ones rounds below kept_accuracy"))
-            for kept in BROKEN_BY_ROUNDING
-        ),
-    ],
-)
+@pytest.mark.parametrize("kept", [percent / 100 for percent in range(51, 101)])
 def test_a_network_with_exactly_the_kept_accuracy_keeps_a_and_with_one_mistake_more_does_not(kept):
     """Networks that always say class 0, on 1000 samples of which all but the given share are of class 0."""
     num_wrong = 1000 - round(1000 * kept)

@@ -236,7 +236,6 @@ def test_one_population_at_a_time_is_cut_trained_and_saved(monkeypatch):
     assert len(cuts) == len(copies)
 
 
-@pytest.mark.xfail(strict=True, reason="a group and the function in its loop hold each other until the cycle collector comes")
 def test_a_population_is_let_go_before_the_next_is_made(monkeypatch):
     made, alive = [], []
 
