@@ -49,7 +49,7 @@ def tiny() -> StudySpace:
 
 
 def cpu() -> StudySpace:
-    """Two atoms of three bits a task: about six minutes on two cores, and the paper's effect shows."""
+    """Two atoms of three bits a task: about five minutes on two cores, and the paper's effect shows."""
 
     def suggest(trial: "optuna.Trial") -> dict[str, Any]:
         task = {
