@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
-from trainables.experiment import require
+from trainables.laws import require
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")

@@ -4,18 +4,15 @@ An experiment is a plain object. It knows nothing of trials, studies, Ray, Optun
 `trainables/ray_trainable.py` turns any experiment into a Ray trainable.
 """
 
-from __future__ import annotations  # torch is in the signatures only: who wants `require` need not load it
-
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+import torch
+from torch import Tensor
 
-    from trainables.charts import Chart
+from trainables.charts import Chart
 
 Goal = Literal["min", "max"]
 
@@ -110,9 +107,3 @@ def check_finite(metrics: Mapping[str, float], *, where: str) -> None:
             f"every metric must be finite, but {where} reported {', '.join(bad)}; "
             "lower the learning rate, or narrow the range it is searched in"
         )
-
-
-def require(condition: bool, law: str, got: object, remedy: str) -> None:
-    """Raise ValueError("law, but got value; remedy") unless the condition holds."""
-    if not condition:
-        raise ValueError(f"{law}, but got {got}; {remedy}")

@@ -6,7 +6,7 @@ from typing import Self
 
 from trainables.cmsp.networks import Shape
 from trainables.cmsp.task import Code, Task
-from trainables.experiment import require
+from trainables.laws import require
 
 MAX_UPDATES_PER_EVALUATION = 50
 

@@ -15,7 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from trainables.experiment import require
+from trainables.laws import require
 from trainables.pruning.units import Units, mlp_neurons
 
 NUM_CLASSES = 2

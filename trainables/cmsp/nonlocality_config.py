@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from trainables.cmsp.networks import Shape
 from trainables.cmsp.task import Code, Task
-from trainables.experiment import require
+from trainables.laws import require
 from trainables.pruning.scores import SCORES
 
 Method = Literal["none", "subgradient", "proximal"]

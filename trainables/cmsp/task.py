@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainables.cmsp.networks import pad
-from trainables.experiment import require
+from trainables.laws import require
 from trainables.randomness import draw_words
 
 Code = tuple[int, ...]

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trainables.experiment import require
+from trainables.laws import require
 from trainables.pruning.penalties import group_norms
 from trainables.pruning.units import Tensors, Units
 

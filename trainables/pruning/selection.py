@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainables.experiment import require
+from trainables.laws import require
 
 
 def choose_kept(scores: Sequence[Tensor], sparsity: float, *, per_layer: bool = False) -> list[Tensor]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trainables.experiment import require
+from trainables.laws import require
 from trainables.pruning.units import Tensors, Units
 
 Place = tuple[nn.Module, str]

@@ -14,7 +14,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from trainables.experiment import require
+from trainables.laws import require
 
 Tensors = Mapping[str, Tensor]
 """Parameters by name."""
