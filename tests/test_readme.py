@@ -3,6 +3,7 @@
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -40,6 +41,13 @@ def test_links_to_files_lead_somewhere():
 def test_files_that_the_text_names_exist():
     for path in re.findall(r"`((?:study|trainables|search_spaces|tests|deploy)/[\w./]+)`", README):
         assert (ROOT / path).exists(), path
+
+
+def test_the_pruning_that_it_shows_leaves_as_many_neurons_as_it_says():
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, flags=re.S) if "trainables.pruning" in block)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["model"][0].out_features == names["model"][2].in_features == 32
 
 
 def test_every_command_in_the_readme_is_one_that_there_is():
