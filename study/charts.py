@@ -211,7 +211,7 @@ def _look(series: Series) -> dict[str, Any]:
 def _hover(panel: Panel, series: Series) -> list[str]:
     """What the mouse shows at each point. Where ticks have names, a place is no number to read: its name, or nothing."""
     names = dict(panel.x_ticks)
-    places = [names.get(x) if names else f"{x:.5g}" for x in series.x]
+    places = series.x_names or [names.get(x) if names else f"{x:.5g}" for x in series.x]
     return [
         f"<b>{series.label}</b>" + (f"<br>{panel.x_label}: {place}" if place else "") + f"<br>{panel.y_label}: {y:.5g}"
         for place, y in zip(places, series.y, strict=True)

@@ -88,9 +88,14 @@ class Attempt:
         return finished
 
     def _save_results(self, experiment: Experiment) -> None:
-        tensors, charts = experiment.model_tensors(), chart_files(experiment.charts())
-        with storage_errors("models and charts"):
-            save_model(self._folder.child("model"), self.assignment.experiment, self._config, tensors)
+        with storage_errors("models"):
+            save_model(self._folder.child("model"), self.assignment.experiment, self._config, experiment.model_tensors())
+        try:
+            charts = chart_files(experiment.charts())
+        except Exception:
+            logger.exception("could not make the charts; the trial stands without them")
+            return
+        with storage_errors("charts"):
             for name, data in charts.items():
                 self._folder.child("charts").write(name, data)
 

@@ -23,6 +23,7 @@ class Series:
     Attributes:
         label: for the legend; series of several panels with the same label and look are one entry of it.
         x, y: as many of the one as of the other, all finite, in the units that the panel's labels give.
+        x_names: what to call each x where the axis does not read as a number; empty if it does.
         mode: whether the points are joined in their order.
         color: "#rrggbb".
         dashed: of a line: the other one of two that belong together.
@@ -34,6 +35,7 @@ class Series:
     label: str
     x: tuple[float, ...]
     y: tuple[float, ...]
+    x_names: tuple[str, ...] = ()
     mode: Literal["line", "points"] = "line"
     color: str
     dashed: bool = False
@@ -42,6 +44,8 @@ class Series:
         where = f"series {self.label!r}"
         sizes = f"{len(self.x)} x and {len(self.y)} y"
         require(len(self.x) == len(self.y), f"{where} must have as many x as y", sizes, "give both for every point")
+        law = f"{where} must have a name for each x, or none"
+        require(len(self.x_names) in (0, len(self.x)), law, f"{len(self.x_names)} for {len(self.x)}", "name all or none")
         odd = [value for value in (*self.x, *self.y) if not math.isfinite(value)]
         require(not odd, f"{where} must be finite", odd[:3], "leave out the points that are not")
         require(self.mode in ("line", "points"), f"{where}: mode must be line or points", repr(self.mode), "choose one")
@@ -134,7 +138,7 @@ def chart_files(charts: Sequence[Chart]) -> dict[str, bytes]:
 
 def _panel(fields: dict[str, Any]) -> Panel:
     """A panel as JSON has it, where tuples are lists."""
-    series = (Series(**one | {"x": tuple(one["x"]), "y": tuple(one["y"])}) for one in fields["series"])
+    series = (Series(**one | {name: tuple(one.get(name, ())) for name in ("x", "y", "x_names")}) for one in fields["series"])
     ticks = ((place, text) for place, text in fields["x_ticks"])
     y_range = fields["y_range"] and tuple(fields["y_range"])
     return Panel(**fields | {"series": tuple(series), "x_ticks": tuple(ticks), "y_range": y_range})

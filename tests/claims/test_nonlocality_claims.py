@@ -1,6 +1,8 @@
 """Figs 3, 8, 9 and 10 at small scale: two tasks of two atoms of three bits, 300 samples a code, minutes on two cores."""
 
 import dataclasses
+import statistics
+from itertools import takewhile
 
 import pytest
 import torch
@@ -66,16 +68,26 @@ def lasso(pretrained):
 
 
 def accuracies(trial, stage, task, *, recovered):
-    """accuracy[seed][place in GRID]"""
+    """accuracy[seed][place in GRID]; after recovery A's is the last and B's the best, as in the metrics."""
     curve = trial.state_dict()["curves"][stage]["accuracies"][task]
-    return [[max(found) if recovered else found[0] for found in seed] for seed in curve]
+    last = max if task == "other" else lambda found: found[-1]
+    return [[last(found) if recovered else found[0] for found in seed] for seed in curve]
+
+
+def show(trial, stage):
+    print(f"\n{trial.config.method}, {stage}, sparsities {GRID}:")
+    for task, name in (("target", "A"), ("other", "B")):
+        for recovered in (False, True):
+            seeds = accuracies(trial, stage, task, recovered=recovered)
+            text = "; ".join(" ".join(f"{accuracy:.3f}" for accuracy in seed) for seed in seeds)
+            print(f"  {name} {'recovered' if recovered else 'as pruned':9s} {text}")
 
 
 def test_before_the_lasso_what_recovers_a_brings_b_back_too(lasso):
     trial, _ = lasso
+    show(trial, "before")
     place = GRID.index(0.4)
     for a, b in zip(*(accuracies(trial, "before", task, recovered=True) for task in ("target", "other")), strict=True):
-        print(f"sparsity 0.4, recovered: A {a[place]:.3f}, B {b[place]:.3f}")
         assert a[place] >= 0.98
         assert b[place] >= 0.95
     assert all(seed[place] < 0.98 for seed in accuracies(trial, "before", "target", recovered=False))
@@ -84,12 +96,11 @@ def test_before_the_lasso_what_recovers_a_brings_b_back_too(lasso):
 
 def test_after_the_lasso_a_needs_no_recovery_and_b_does_not_come_back(lasso):
     trial, _ = lasso
+    show(trial, "after")
     up_to = GRID.index(0.9) + 1
-    a = accuracies(trial, "after", "target", recovered=False)
-    b = accuracies(trial, "after", "other", recovered=True)
-    print(f"after the lasso: A unrecovered {a}, B recovered {b}")
-    assert all(accuracy >= 0.98 for seed in a for accuracy in seed[:up_to])
-    assert all(accuracy <= 0.55 for seed in b for accuracy in seed)
+    for recovered in (False, True):
+        assert all(a >= 0.98 for seed in accuracies(trial, "after", "target", recovered=recovered) for a in seed[:up_to])
+    assert all(b <= 0.55 for seed in accuracies(trial, "after", "other", recovered=True) for b in seed)
 
 
 def test_neurons_that_matter_to_a_matter_to_b_more_often_than_by_chance(lasso):
@@ -98,27 +109,36 @@ def test_neurons_that_matter_to_a_matter_to_b_more_often_than_by_chance(lasso):
     assert report["overlap"] > 0.2
 
 
-def test_the_proximal_step_unlearns_b_in_half_the_updates_and_the_subgradient_does_not(pretrained):
-    """At 3000 updates, each with the strength that does best of those tried (1e-3 and 3e-3; 0.3, 1, 2 and 3)."""
-    half = dataclasses.replace(FIG_3, lasso_updates=3000)
-    (proximal, proximal_report), (subgradient, subgradient_report) = (
-        finish(dataclasses.replace(half, method=method, lasso_strength=strength), pretrained)
-        for method, strength in (("proximal", 2.0), ("subgradient", 3e-3))
-    )
-    b_proximal, b_subgradient = (accuracies(trial, "after", "other", recovered=True) for trial in (proximal, subgradient))
-    kept = [report["highest_sparsity_unrecovered"] for report in (proximal_report, subgradient_report)]
-    print(f"best recovered B: proximal {b_proximal}, subgradient {b_subgradient}; A kept unrecovered to {kept}")
-    assert max(max(seed) for seed in b_proximal) <= 0.55 < max(max(seed) for seed in b_subgradient)
-    assert kept[0] >= kept[1] >= 0.8
+def test_in_half_the_updates_the_proximal_step_unlearns_b_and_the_subgradient_does_not_quite(pretrained):
+    """At 3000 updates, each with the strength that does best of three tried (1, 2, 3; 1e-3, 3e-3, 1e-2).
+
+    Seen in B recovered by the unpruned networks, mean over seeds: what no pruning hides.
+    """
+    half, unpruned, up_to = dataclasses.replace(FIG_3, lasso_updates=3000), {}, GRID.index(0.8) + 1
+    for method, strength in (("proximal", 2.0), ("subgradient", 3e-3)):
+        trial, _ = finish(dataclasses.replace(half, method=method, lasso_strength=strength), pretrained)
+        show(trial, "after")
+        unpruned[method] = statistics.fmean(seed[0] for seed in accuracies(trial, "after", "other", recovered=True))
+        for recovered in (False, True):
+            assert all(a >= 0.98 for seed in accuracies(trial, "after", "target", recovered=recovered) for a in seed[:up_to])
+    print(f"B recovered, unpruned: {unpruned}")
+    assert unpruned["proximal"] < 0.53
+    assert unpruned["subgradient"] > unpruned["proximal"] + 0.02
 
 
 def test_as_many_neurons_are_needed_whatever_the_width():
     """Fig 10: the paper needs 55 to 70 neurons from width 64 to 1024; less than double where the width grows fourfold."""
-    grid = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
-    plain = dataclasses.replace(FIG_3, method="none", sparsity=0.5, sparsities=grid, score_samples=1000)
+    counts = (96, 80, 72, 64, 56, 48, 40, 32, 24)
     needed = {}
     for width, num_seeds in ((64, 3), (256, 2)):
-        _, report = finish(dataclasses.replace(plain, width=width, num_seeds=num_seeds))
-        needed[width] = report["fewest_neurons"]
-    print(f"neurons needed, by width: {needed}")
-    assert needed[256] < 2 * needed[64]
+        grid = tuple(1 - count / (2 * width) for count in counts)
+        plain = dataclasses.replace(FIG_3, method="none", width=width, sparsity=grid[0], sparsities=grid, score_samples=1000)
+        trial, _ = finish(dataclasses.replace(plain, num_seeds=num_seeds))
+        seeds = [
+            dict(zip((2 * width, *counts), seed, strict=True)) for seed in accuracies(trial, "before", "target", recovered=True)
+        ]
+        needed[width] = [min(takewhile(lambda count, of=seed: of[count] >= 0.98, seed)) for seed in seeds]
+    print(f"neurons needed, of each seed, by width: {needed}")
+    means = {width: statistics.fmean(seeds) for width, seeds in needed.items()}
+    assert means[256] < 2 * means[64]
+    assert all(32 <= count <= 96 for seeds in needed.values() for count in seeds)

@@ -35,8 +35,8 @@ class Nonlocality(Experiment):
     """Trains, prunes and recovers; with the group lasso, does the latter two again.
 
     Source: arXiv:2505.15811, Figs 3, 8, 9 and 10. Differs: recovery stops where nothing is left to recover (recovery.py); the
-    sparsity up to which A is kept ends at the first that loses it, where the paper takes the last that keeps it; losses are
-    measured at every report and not at every update.
+    sparsity up to which A is kept ends at the first that loses it, where the paper takes the last that keeps it; B counts as
+    it was at best in recovery, where the paper takes the end; losses are measured at every report and not at every update.
     """
 
     Config: ClassVar[Any] = NonlocalityConfig

@@ -25,6 +25,7 @@ def draw_curves(curves: Mapping[str, SparsityCurve]) -> Chart:
                 label=f"{name}, {'recovered' if recovered else 'no recovery'}",
                 x=tuple(place),
                 y=tuple(curve.mean(task, recovered=recovered)),
+                x_names=tuple(f"{sparsity:g}" for sparsity in curve.config.grid),
                 color=color,
                 dashed=not recovered,
             )

@@ -17,7 +17,8 @@ METRICS = (
         name="target_accuracy",
         goal="max",
         unit="1",
-        meaning="Accuracy on A at the trial's sparsity, after recovery on A; mean over seeds, as all that follow.",
+        meaning="Accuracy on A at the trial's sparsity, after recovery on A; mean over seeds and of the latest sparsity "
+        "curve, as all that follow; until there is one, of the unpruned networks.",
     ),
     Metric(name="target_accuracy_unrecovered", goal="max", unit="1", meaning="Accuracy on A there, right after pruning."),
     Metric(
@@ -33,7 +34,8 @@ METRICS = (
         name="updates_spent",
         goal="min",
         unit="updates",
-        meaning="Updates of pretraining, lasso, and recovery of A at the trial's sparsity until it is kept, or all of them.",
+        meaning="Updates of pretraining, lasso, and recovery of A at the trial's sparsity until it is kept, or all of them; "
+        "as of the latest curve.",
     ),
     Metric(
         name="highest_sparsity",
@@ -58,7 +60,8 @@ METRICS = (
         name="overlap",
         goal=None,
         unit="1",
-        meaning="Jaccard index of the quarter of neurons that matter most to A and that to B, before any lasso; chance is 0.14.",
+        meaning="Jaccard index of the quarter of neurons that matter most to A and that to B, before any lasso; chance is 0.14. "
+        "It is 0 until they are scored.",
     ),
     Metric(name="target_loss_bits", goal=None, unit="bits", meaning="Loss of A, unpruned, at its latest measurement."),
     Metric(name="other_loss_bits", goal=None, unit="bits", meaning="Loss of B, unpruned, at its latest measurement."),
@@ -89,7 +92,8 @@ class SparsityCurve:
     def mean(self, task: str, *, recovered: bool) -> list[float]:
         """Accuracy at every sparsity, mean over seeds, before recovery or after it: of A the last, of B the best.
 
-        Each is the one that does not flatter: what is to be kept is measured once, what is to be gone gets every chance.
+        Each is the one that does not flatter: what is to be kept counts as it is in the end, what is to be gone gets every
+        chance.
         """
         choose = (lambda found: found[0]) if not recovered else max if task == "other" else (lambda found: found[-1])
         return [statistics.fmean(map(choose, seeds)) for seeds in zip(*self.accuracies[task], strict=True)]

@@ -28,8 +28,8 @@ class Training:
     Args:
         parameter_PF: of the networks that it begins with; taken over.
 
-    Source: arXiv:2505.15811, sections 2.1 and 2.4 of its CMSP pruning: biases belong to the groups. Differs: the proximal step
-    is another way to the same penalty.
+    Source: arXiv:2505.15811, Figs 3 and 10; as there, biases belong to the groups of the lasso. Differs: the proximal step is
+    another way to the same penalty.
     """
 
     def __init__(self, config: NonlocalityConfig, phase: Phase, parameter_PF: Tensor) -> None:

@@ -48,9 +48,6 @@ class Population:
         self._mean_PF = torch.zeros_like(parameter_PF)
         self._square_PF = torch.zeros_like(parameter_PF)
 
-    def __len__(self) -> int:
-        return len(self.parameter_PF)
-
     def _hold(self, parameter_PF: Tensor) -> None:
         self.parameter_PF = parameter_PF
         self.gradient_PF, self._scratch_PF = torch.zeros_like(parameter_PF), torch.zeros_like(parameter_PF)
@@ -184,11 +181,11 @@ class Population:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "parameters": self.parameter_PF.clone(),
-            "adam_means": self._mean_PF.clone(),
-            "adam_squares": self._square_PF.clone(),
-            "learning_rates": self._learning_rate_P1.clone(),
-            "num_updates": self._num_updates.clone(),
+            "parameters": self.parameter_PF.to("cpu", copy=True),
+            "adam_means": self._mean_PF.to("cpu", copy=True),
+            "adam_squares": self._square_PF.to("cpu", copy=True),
+            "learning_rates": self._learning_rate_P1.to("cpu", copy=True),
+            "num_updates": self._num_updates.to("cpu", copy=True),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from trainables.pruning.surgery import remove
 from trainables.randomness import stream_key
 
 _SIZES = 8  # populations have widths in eighths of the unpruned one, or in cache lines where these are larger
+_MAX_NUMBERS = 2**32  # that a population may take in memory: 16 GB
 
 Name = tuple[int | str, ...]
 
@@ -63,7 +64,7 @@ class Recovery:
         networks: of the remembered copies, as they were when they were last measured; on the CPU.
 
     Source: arXiv:2505.15811, Fig 3, bottom. Differs: accuracy is measured on fresh samples, where the authors take that of the
-    last training batch; a copy that makes no mistake on them is recovered, and leaves.
+    last training batch; a copy that makes no mistake on them counts as recovered, and leaves.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Recovery:
         alike: dict[tuple[int, Code], list[Copy]] = {}
         for copy in copies:
             alike.setdefault((copy.width(config), copy.code), []).append(copy)
-        self._queue = list(alike.values())
+        self._queue = [part for group in alike.values() for part in _parts(config, group)]
         self._turn = 0  # place in the queue of the copies that train; its length when nothing is left to do
         self._group: _Group | None = None  # of this turn, once it has begun
 
@@ -138,6 +139,19 @@ class Recovery:
             self._group.load_state_dict(state["group"])
 
 
+def _parts(config: NonlocalityConfig, copies: Sequence[Copy]) -> list[Sequence[Copy]]:
+    """Divide copies of one width into populations that fit into memory."""
+    width, layers = copies[0].width(config), config.depth - 1
+    parameters = _shape(config, width).num_padded
+    activations = 2 * layers * width * (config.recovery_samples + config.score_samples)
+    most = max(1, _MAX_NUMBERS // (7 * parameters + activations))  # with gradients, in halves, Adam's moments, scratch
+    return [copies[start : start + most] for start in range(0, len(copies), most)]
+
+
+def _shape(config: NonlocalityConfig, width: int) -> Shape:
+    return Shape.of_depth(num_inputs=config.task.num_inputs, depth=config.depth, width=width)
+
+
 class _Group:
     """Copies that train as one population on one task."""
 
@@ -145,7 +159,7 @@ class _Group:
         self.copies = list(copies)
         self.update = 0
         self._config = config
-        shape = Shape.of_depth(num_inputs=config.task.num_inputs, depth=config.depth, width=copies[0].width(config))
+        shape = _shape(config, copies[0].width(config))
         cut = [remove(copy.network, config.shape.neurons, copy.keep) for copy in copies]
         rates = [config.learning_rate] * len(copies)
         self._population = Population(shape, join(shape, cut).to(device), rates, adam_eps=TORCH_ADAM_EPS)

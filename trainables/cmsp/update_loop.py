@@ -5,12 +5,13 @@ data generation included, is recorded once and then replayed without Python in b
 next is a counter in GPU memory.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-_NUM_EAGER = 3  # updates before the capture: libraries choose their kernels and take their memory in them
+_NUM_EAGER = 3  # updates before the capture, in which libraries choose their kernels and take their memory
 
 
 class UpdateLoop:
@@ -53,18 +54,24 @@ class UpdateLoop:
         """Capturing asks that the same work has run on another stream than the default one."""
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), _tf32():
             self._once()
         torch.cuda.current_stream().wait_stream(stream)
 
     def _capture(self) -> None:
-        """Record one update without making it; matrix products in TF32, where the paper's were in float32."""
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")
-        try:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._once()
-        finally:
-            torch.set_float32_matmul_precision(precision)
+        """Record one update without making it."""
+        graph = torch.cuda.CUDAGraph()
+        with _tf32(), torch.cuda.graph(graph):
+            self._once()
         self._graph = graph
+
+
+@contextlib.contextmanager
+def _tf32() -> Iterator[None]:
+    """Let matrix products of training round their inputs to TF32, where the paper's were float32; what measures does not."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

@@ -127,7 +127,7 @@ def test_a_pruned_network_in_a_wider_shape_trains_as_in_its_own():
         assert large.count_nonzero() == part.count_nonzero()
 
 
-def test_the_loop_that_a_gpu_captures_makes_the_same_updates_as_plain_calls():
+def test_the_loop_with_its_counter_on_the_device_makes_the_same_updates_as_plain_calls():
     plain, batches = make([0, 1, 2])
     for index in range(40):
         plain.update(*batches.draw(index))
