@@ -134,10 +134,9 @@ def test_as_many_neurons_are_needed_whatever_the_width():
         grid = tuple(1 - count / (2 * width) for count in counts)
         plain = dataclasses.replace(FIG_3, method="none", width=width, sparsity=grid[0], sparsities=grid, score_samples=1000)
         trial, _ = finish(dataclasses.replace(plain, num_seeds=num_seeds))
-        seeds = [
-            dict(zip((2 * width, *counts), seed, strict=True)) for seed in accuracies(trial, "before", "target", recovered=True)
-        ]
-        needed[width] = [min(takewhile(lambda count, of=seed: of[count] >= 0.98, seed)) for seed in seeds]
+        curves = accuracies(trial, "before", "target", recovered=True)
+        kept = [dict(zip((2 * width, *counts), curve, strict=True)) for curve in curves]  # accuracy by neurons
+        needed[width] = [min(takewhile(lambda count, of=seed: of[count] >= 0.98, seed)) for seed in kept]
     print(f"neurons needed, of each seed, by width: {needed}")
     means = {width: statistics.fmean(seeds) for width, seeds in needed.items()}
     assert means[256] < 2 * means[64]

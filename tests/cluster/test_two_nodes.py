@@ -69,7 +69,7 @@ def test_trials_run_on_both_nodes_survive_ctrl_c_and_are_all_done_after_a_resume
     assert "2 finished" in out or "3 finished" in out
     runs = commands.mlflow_runs(home, "k1")
     assert "RUNNING" not in set(runs["status"])
-    assert (commands.children(runs)["status"] == "KILLED").sum() == 2  # one on each node
+    assert (commands.children(runs)["status"] == "KILLED").sum() in (1, 2)  # a node may have been between two trials
 
     result = commands.run("resume", "k1", "--address", cluster, home=home, cwd=desk)
     assert result.returncode == 0, result.stderr
