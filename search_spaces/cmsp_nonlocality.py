@@ -124,7 +124,7 @@ def _suggest_pruning(trial: "optuna.Trial", *, updates: tuple[int, int]) -> dict
     method = trial.suggest_categorical("method", ["subgradient", "proximal", "none"])
     drawn: dict[str, Any] = {"method": method}
     if method == "subgradient":
-        drawn["lasso_strength"] = trial.suggest_float("subgradient_strength", 1e-4, 1e-2, log=True)
+        drawn["lasso_strength"] = trial.suggest_float("subgradient_strength", 1e-4, 3e-2, log=True)
     if method == "proximal":
         drawn["lasso_strength"] = trial.suggest_float("proximal_strength", 0.1, 10.0, log=True)
     if method != "none":
