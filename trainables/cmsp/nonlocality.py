@@ -32,7 +32,7 @@ _SHARE_OF_FULL_SIZE = 1 / 3  # what a pruned copy's update costs, over the grid,
 
 
 class Nonlocality(Experiment):
-    """Trains, prunes and recovers; with the group lasso, does the latter two again.
+    """Trains on tasks A and B, prunes for A, lets copies recover on A or on B; after a group lasso on A, once more.
 
     Source: arXiv:2505.15811, Figs 3, 8, 9 and 10. Differs: recovery stops where nothing is left to recover (recovery.py); the
     sparsity up to which A is kept ends at the first that loses it, where the paper takes the last that keeps it; B counts as
