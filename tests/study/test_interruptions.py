@@ -46,8 +46,7 @@ def test_ctrl_c_keeps_what_is_done_and_resume_does_the_rest(home, desk):
     unfinished = stopped[stopped["status"] == "KILLED"]
     assert len(unfinished) in (1, 2)
     assert open_study("s1", home=home).trial(0).state == "finished"
-    left_out = commands.run_json("pareto", "s1", home=home)["left_out"]
-    assert left_out == {"interrupted": len(unfinished)}
+    assert open_study("s1", home=home).front().left_out == {"interrupted": len(unfinished)}
 
     result = commands.run("resume", "s1", home=home, cwd=Path("/"))  # the study remembers where its module is
     assert result.returncode == 0, result.stderr
@@ -73,7 +72,7 @@ def test_a_time_budget_stops_a_study_that_can_go_on(home, desk):
     assert "go on with: study resume s2" in result.stdout
     assert "RUNNING" not in set(commands.mlflow_runs(home, "s2")["status"])
     assert commands.run("resume", "s2", home=home, cwd=desk).returncode == 0
-    assert commands.run_json("status", "s2", home=home)["counts"] == {"finished": 4}
+    assert [row.state for row in open_study("s2", home=home).trials()] == ["finished"] * 4
 
 
 def test_every_way_to_fail_is_named_and_costs_no_other_trial(home, desk):
@@ -91,7 +90,7 @@ def test_every_way_to_fail_is_named_and_costs_no_other_trial(home, desk):
     assert "a bug of the user's" in shown
     assert "_misbehave" in shown
     assert "counted to 2" in shown
-    assert commands.run_json("pareto", "m1", home=home)["left_out"] == {"failed": 3}
+    assert open_study("m1", home=home).front().left_out == {"failed": 3}
     runs = commands.children(commands.mlflow_runs(home, "m1"))
     assert sorted(runs["status"]) == ["FAILED", "FAILED", "FAILED", "FINISHED", "FINISHED"]
     again = commands.run("resume", "m1", home=home, cwd=desk)

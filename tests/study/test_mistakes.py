@@ -21,7 +21,6 @@ TINY = ("launch", "cmsp_curriculum:tiny")
         ((*TINY, "--name", "s", "--trials", "0"), "--trials must be at least 1, but got 0"),
         ((*TINY, "--name", "s", "--max-concurrent", "0"), "--max-concurrent must be at least 1, but got 0"),
         ((*TINY, "--name", "s", "--time-budget", "-1"), "--time-budget must be positive, but got -1"),
-        ((*TINY, "--name", "s", "--cpus-per-trial", "1000"), "a trial must fit the cluster"),
         ((*TINY, "--name", "s", "--sampler", "best"), "sampler must be one of"),
         ((*TINY, "--name", "s", "--address", "127.0.0.1:1"), "a Ray cluster must answer at --address"),
         ((*TINY, "--name", "s", "--address", "ray://127.0.0.1:10001"), "a cluster's address must be host:port"),
@@ -53,6 +52,11 @@ def test_a_mistake_is_answered_in_one_sentence(home, tmp_path, arguments, senten
 def test_a_first_launch_that_failed_leaves_its_name_free(home):
     failed = commands.run(*TINY, "--name", "s", "--trials", "1", "--cpus-per-trial", "1000", home=home)
     assert failed.returncode == 2
+    assert "a trial must fit the cluster" in failed.stderr
+    assert failed.stderr.startswith("study: ")
+    assert len(failed.stderr.splitlines()) == 1
+    assert "; " in failed.stderr  # the remedy
+    assert Home(home).studies() == []
     assert commands.run(*TINY, "--name", "s", "--trials", "1", home=home).returncode == 0
     assert set(commands.mlflow_runs(home, "s")["status"]) == {"FINISHED"}
 
