@@ -75,12 +75,10 @@ class NonlocalityConfig:
     """Updates between two reports, >= 1."""
 
     def __post_init__(self) -> None:
-        for name, low in (("pretraining_updates", 1), ("lasso_updates", 1), ("recovery_updates", 0), ("num_seeds", 1)):
+        positive = ("pretraining_updates", "pretraining_samples", "lasso_updates", "lasso_samples", "score_samples")
+        positive += ("recovery_samples", "num_seeds", "updates_per_evaluation", "updates_per_step")
+        for name, low in (*dict.fromkeys(positive, 1).items(), ("recovery_updates", 0)):
             require(getattr(self, name) >= low, f"{name} must be at least {low}", getattr(self, name), f"use {low} or more")
-        for name in ("pretraining_samples", "lasso_samples", "score_samples", "recovery_samples"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name), "use 1 or more")
-        for name in ("updates_per_evaluation", "updates_per_step"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name), "use 1 or more")
         require(self.composite_size >= 2, "composite_size must be at least 2", self.composite_size, "use 3 as the paper does")
         for name in ("related_atoms", "other_atoms"):
             value, most = getattr(self, name), self.composite_size

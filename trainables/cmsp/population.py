@@ -8,6 +8,7 @@ On the CPU a network's numbers do not depend on its company, bit for bit. For th
   - sizes are whole cache lines (networks.py);
   - everything elementwise is one rounding at a time: fused forms such as lerp or sigmoid round differently in a vector's
     tail, and where the tail falls depends on how many networks there are.
+
 Axes: P networks, L lanes of a batched product, B samples, C samples of a chunk, I columns of a sample, H hidden units,
 F all parameters of a network, flat.
 """
