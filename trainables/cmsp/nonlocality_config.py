@@ -11,6 +11,8 @@ from trainables.pruning.scores import SCORES
 
 Method = Literal["none", "subgradient", "proximal"]
 METHODS: tuple[Method, ...] = ("none", "subgradient", "proximal")
+_AT_LEAST_ONE = ("pretraining_updates", "pretraining_samples", "lasso_updates", "lasso_samples", "score_samples", "recovery_samples")
+_LEAST = dict.fromkeys((*_AT_LEAST_ONE, "num_seeds", "updates_per_evaluation", "updates_per_step"), 1) | {"recovery_updates": 0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,9 +77,7 @@ class NonlocalityConfig:
     """Updates between two reports, >= 1."""
 
     def __post_init__(self) -> None:
-        positive = ("pretraining_updates", "pretraining_samples", "lasso_updates", "lasso_samples", "score_samples")
-        positive += ("recovery_samples", "num_seeds", "updates_per_evaluation", "updates_per_step")
-        for name, low in (*dict.fromkeys(positive, 1).items(), ("recovery_updates", 0)):
+        for name, low in _LEAST.items():
             require(getattr(self, name) >= low, f"{name} must be at least {low}", getattr(self, name), f"use {low} or more")
         require(self.composite_size >= 2, "composite_size must be at least 2", self.composite_size, "use 3 as the paper does")
         for name in ("related_atoms", "other_atoms"):
