@@ -11,8 +11,9 @@ from trainables.pruning.scores import SCORES
 
 Method = Literal["none", "subgradient", "proximal"]
 METHODS: tuple[Method, ...] = ("none", "subgradient", "proximal")
-_AT_LEAST_ONE = ("pretraining_updates", "pretraining_samples", "lasso_updates", "lasso_samples", "score_samples", "recovery_samples")
-_LEAST = dict.fromkeys((*_AT_LEAST_ONE, "num_seeds", "updates_per_evaluation", "updates_per_step"), 1) | {"recovery_updates": 0}
+_SAMPLES = ("pretraining_samples", "lasso_samples", "score_samples", "recovery_samples")
+_UPDATES = ("pretraining_updates", "lasso_updates", "updates_per_evaluation", "updates_per_step")
+_LEAST = dict.fromkeys((*_SAMPLES, *_UPDATES, "num_seeds"), 1) | {"recovery_updates": 0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
