@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ class StudySpace:
         constraints: `"metric >= number"` or `"metric <= number"`; a trial that breaks one is infeasible and on no front.
         log_scale: objectives that pictures show on a logarithmic axis.
         color_by: the parameter or metric that colours trials in pictures.
+        representative: the metric by which the best of a trial's candidates is chosen to stand for the trial before the
+            sampler and in the live view; None for the first objective. It must have a goal.
         first_trials: parameters of the trials that are run before the sampler draws any: settings known to matter.
         num_trials: how many trials a study makes unless told otherwise.
         num_cpus, num_gpus: what one trial needs; fractions share a device.
@@ -34,6 +36,7 @@ class StudySpace:
     constraints: tuple[str, ...] = ()
     log_scale: tuple[str, ...] = ()
     color_by: str | None = None
+    representative: str | None = None
     first_trials: tuple[Mapping[str, Any], ...] = ()
     num_trials: int = 20
     num_cpus: float = 1
@@ -79,3 +82,27 @@ class Constraint:
 
     def __str__(self) -> str:
         return f"{self.metric} {self.relation} {self.bound:g}"
+
+
+def choose_representative(
+    candidates: Mapping[int, Mapping[str, float]], constraints: Sequence[Constraint], metric: str, goal: str
+) -> int:
+    """Choose the candidate that stands for its trial: of those that miss the constraints least, the best by one metric.
+
+    Those that meet every constraint miss them by nothing.
+
+    Args:
+        candidates: metrics by number, at least one.
+        goal: "min" or "max".
+
+    Returns:
+        its number; of equals, the first.
+    """
+    sign = 1.0 if goal == "min" else -1.0
+
+    def cost(number: int) -> tuple[float, float, int]:
+        metrics = candidates[number]
+        missed = sum(max(0.0, constraint.violation(metrics)) for constraint in constraints)
+        return missed, sign * metrics[metric], number
+
+    return min(candidates, key=cost)

@@ -4,6 +4,7 @@ Plain Python: what runs here under Ray runs the same without it.
 """
 
 import contextlib
+import dataclasses
 import io
 import logging
 import os
@@ -11,16 +12,18 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from trainables.charts import chart_files
 from trainables.checkpoints import load_checkpoint, save_checkpoint
-from trainables.experiment import DivergedError, Experiment, check_finite
+from trainables.experiment import DivergedError, Experiment, build_experiment, check_finite
 from trainables.model_files import save_model
-from trainables.protocol import Assignment, Failure, FailureCause, Measurement, Report
+from trainables.protocol import Assignment, Failure, FailureCause, Measurement, Offer, Report, candidate_folder
 from trainables.registry import load_experiment
+from trainables.shared import Shared
 from trainables.storage import Folder, StorageError, storage_errors
 
 MIN_SECONDS_BETWEEN_CHECKPOINTS = 5.0
@@ -75,17 +78,40 @@ class Attempt:
         progress = self._checked_progress(experiment)
         if progress < 1.0:
             step = len(self._measurements) + 1
-            metrics = {name: float(value) for name, value in experiment.step().items()}
-            check_finite(metrics, where=f"step {step}")
-            self._check_names(metrics, experiment)
+            metrics = _checked_metrics(experiment.step(), experiment, where=f"step {step}")
+            offers = self._keep_candidates(experiment)
             progress = self._checked_progress(experiment)
-            self._measurements.append(Measurement(step=step, metrics=metrics, progress=progress))
+            self._measurements.append(Measurement(step=step, metrics=metrics, progress=progress, candidates=offers))
         finished = progress == 1.0
         if finished:
             self._save_results(experiment)
         if finished or self._checkpoint_is_due():
             self._save()
         return finished
+
+    def _keep_candidates(self, experiment: Experiment) -> list[Offer]:
+        """Write the models that a step found before anybody hears of them."""
+        candidates = experiment.candidates()
+        num_known = sum(len(measurement.candidates) for measurement in self._measurements)
+        numbers, expected = [c.number for c in candidates], list(range(num_known, num_known + len(candidates)))
+        if numbers != expected:
+            raise ValueError(
+                f"candidates must be numbered from 0, one by one, but got {numbers} where {expected} should come; "
+                "count them in state_dict()"
+            )
+        offers: list[Offer] = [
+            {"number": c.number, "metrics": _checked_metrics(c.metrics, experiment, where=f"candidate {c.number}")}
+            for c in candidates
+        ]
+        try:
+            with storage_errors("candidates"):
+                for candidate in candidates:
+                    folder = self._folder.child(candidate_folder(candidate.number))
+                    save_model(folder, self.assignment.experiment, self._config, candidate.tensors)
+        except StorageError:
+            self._experiment = None  # it is a step ahead of what is told: the next attempt makes that step again
+            raise
+        return offers
 
     def _save_results(self, experiment: Experiment) -> None:
         with storage_errors("models"):
@@ -112,7 +138,8 @@ class Attempt:
         except (TypeError, ValueError) as error:
             raise InvalidConfigError(str(error)) from error
         device = torch.device("cuda" if assignment.num_gpus > 0 else "cpu")
-        experiment = experiment_class(self._config, device=device)
+        shared = Shared(Folder(assignment.study_folder).child("shared"))
+        experiment = build_experiment(experiment_class, self._config, device=device, shared=shared)
         logger.info("trial %d, attempt %d, on %s (pid %d), %s", assignment.trial, assignment.attempt, _HOST, os.getpid(), device)
         with storage_errors("checkpoints"):
             state = load_checkpoint(self._folder.child("checkpoints"))
@@ -134,14 +161,6 @@ class Attempt:
             )
         return progress
 
-    def _check_names(self, metrics: dict[str, float], experiment: Experiment) -> None:
-        declared = {metric.name for metric in experiment.METRICS}
-        if metrics.keys() != declared:
-            raise ValueError(
-                f"step() must return exactly METRICS, but missing are {sorted(declared - metrics.keys())} and undeclared "
-                f"{sorted(metrics.keys() - declared)}; declare a Metric for each"
-            )
-
     def _checkpoint_is_due(self) -> bool:
         wait = max(MIN_SECONDS_BETWEEN_CHECKPOINTS, self._save_seconds / MAX_CHECKPOINT_SHARE)
         return time.monotonic() - self._saved_at >= wait
@@ -151,7 +170,7 @@ class Attempt:
         assert self._experiment is not None
         state = {
             "experiment": self._experiment.state_dict(),
-            "measurements": [{"step": m.step, "metrics": m.metrics, "progress": m.progress} for m in self._measurements],
+            "measurements": [dataclasses.asdict(measurement) for measurement in self._measurements],
         }
         self._write_log()
         with storage_errors("checkpoints"):
@@ -219,6 +238,19 @@ class _TrialLog(logging.Handler):
 
 
 _HOST = socket.gethostname()
+
+
+def _checked_metrics(reported: Mapping[str, float], experiment: Experiment, *, where: str) -> dict[str, float]:
+    """Metrics of a step or a candidate as plain numbers: all that are declared, and no other."""
+    metrics = {name: float(value) for name, value in reported.items()}
+    check_finite(metrics, where=where)
+    declared = {metric.name for metric in experiment.METRICS}
+    if metrics.keys() != declared:
+        raise ValueError(
+            f"{where} must have exactly METRICS, but missing are {sorted(declared - metrics.keys())} and undeclared "
+            f"{sorted(metrics.keys() - declared)}; declare a Metric for each"
+        )
+    return metrics
 
 
 def _failure(error: Exception) -> Failure:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trainables.charts import Chart
+from trainables.shared import Recipe, Shared
 
 Goal = Literal["min", "max"]
 
@@ -38,12 +39,28 @@ class Metric:
     meaning: str
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A pruned model that a trial offers to the front, beside its last one.
+
+    Attributes:
+        number: from 0, in the order found; the same in every run of the same config.
+        metrics: every name of `METRICS`.
+        tensors: what `rebuild` needs beside the config.
+    """
+
+    number: int
+    metrics: dict[str, float]
+    tensors: dict[str, Tensor]
+
+
 class Experiment(abc.ABC):
     """Base of all experiments. Subclasses are final: wrap them, do not override.
 
     Laws, held by `tests/contract/test_experiments.py` for every registered experiment:
       - the same config gives the same numbers; save + load + go on gives what no interruption gives, exactly on CPU;
-      - `step()` returns exactly the names of `METRICS`;
+      - `step()` returns exactly the names of `METRICS`, and a candidate has exactly these;
+      - candidates are numbered from 0, one by one, over all steps;
       - `progress` never falls, and ends at exactly 1.0;
       - importing an experiment loads none of ray, optuna, mlflow.
     """
@@ -55,7 +72,19 @@ class Experiment(abc.ABC):
     """Everything `step()` returns."""
 
     @abc.abstractmethod
-    def __init__(self, config: Any, *, device: torch.device) -> None: ...
+    def __init__(self, config: Any, *, device: torch.device) -> None:
+        """Begin anew. Where `needs` asks for something, one more keyword-only argument, `given`, brings it."""
+
+    @classmethod
+    def needs(cls, config: Any) -> Mapping[str, Recipe]:
+        """What is made once for all trials that need the same: a teacher, a base model. `given` has its tensors by these names.
+
+        It is also asked before a study starts, of many configs: here is the place to refuse missing or damaged data.
+
+        Raises:
+            ValueError: if an input of the config is not what it must be.
+        """
+        return {}
 
     @abc.abstractmethod
     def step(self) -> dict[str, float]:
@@ -90,9 +119,30 @@ class Experiment(abc.ABC):
     def rebuild(cls, config: Any, tensors: Mapping[str, Tensor]) -> Any:
         """Make the trained networks again from `model_tensors()`."""
 
+    def candidates(self) -> list[Candidate]:
+        """Models on the way, each worth a place of its own on the front: those that the last `step()` found."""
+        return []
+
     def charts(self) -> list[Chart]:
         """Pictures worth a look once the trial is finished; they are kept beside its model and numbers."""
         return []
+
+
+def build_experiment(
+    experiment_class: type[Experiment], config: Any, *, device: torch.device, shared: Shared | None = None
+) -> Experiment:
+    """Make an experiment with all that it needs.
+
+    Args:
+        shared: where that is kept, or made if it is not there; None to make it for this experiment alone.
+    """
+    needs = experiment_class.needs(config)
+    if not needs:
+        return experiment_class(config, device=device)
+    given = {name: recipe.make(device) if shared is None else shared.get(recipe, device) for name, recipe in needs.items()}
+    with_given: Any = experiment_class  # not every experiment takes what only some need
+    made: Experiment = with_given(config, device=device, given=given)
+    return made
 
 
 def check_finite(metrics: Mapping[str, float], *, where: str) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypedDict
 
 FailureCause = Literal["diverged", "out_of_memory", "invalid_config", "bug", "storage", "worker_lost", "node_lost", "preempted"]
 
@@ -40,13 +40,26 @@ class Assignment:
         return cls(**json.loads(text))
 
 
+class Offer(TypedDict):
+    """A candidate as it is reported: its files are in the trial's folder by then (`candidate_folder`)."""
+
+    number: int
+    metrics: dict[str, float]
+
+
+def candidate_folder(number: int) -> str:
+    """Where in a trial's folder the files of a candidate are."""
+    return f"candidates/{number:05d}"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
-    """What one step of the experiment returned, with the progress after it."""
+    """What one step of the experiment returned, with the progress after it and the candidates that it found."""
 
     step: int
     metrics: dict[str, float]
     progress: float
+    candidates: list[Offer] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

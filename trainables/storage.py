@@ -85,11 +85,17 @@ class Folder:
         if self.is_local:
             folder = Path(self.address)
             return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
-        from pyarrow import fs
+        return sorted(info.base_name for info in self._objects())
 
-        filesystem, base = self._filesystem()
-        found = filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True))
-        return sorted(info.base_name for info in found if info.type == fs.FileType.File)
+    def modified_ns(self) -> dict[str, int]:
+        """When each file here was last written: nanoseconds since 1970 by the storage's own clock, which may tick in seconds."""
+        if not self.is_local:
+            return {info.base_name: info.mtime_ns for info in self._objects()}
+        times = {}
+        for name in self.names():
+            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                times[name] = (Path(self.address) / name).stat().st_mtime_ns
+        return times
 
     def delete(self, name: str) -> None:
         """Remove a file; one that is gone already is no error."""
@@ -108,6 +114,13 @@ class Folder:
                 shutil.copyfile(Path(self.address) / name, destination / name)
             else:
                 (destination / name).write_bytes(self.read(name))
+
+    def _objects(self) -> list[Any]:
+        from pyarrow import fs
+
+        filesystem, base = self._filesystem()
+        found = filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True))
+        return [info for info in found if info.type == fs.FileType.File]
 
     def _filesystem(self) -> tuple[Any, str]:
         if self._remote is None:

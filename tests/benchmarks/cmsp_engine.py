@@ -19,11 +19,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from trainables.cmsp.networks import Shape, initial_network, join
+from trainables.cmsp.networks import Shape, join
 from trainables.cmsp.population import ADAM_EPS, Population
 from trainables.cmsp.task import Batches, Code, Task
 from trainables.cmsp.update_loop import UpdateLoop
 from trainables.randomness import generator, stream_key
+from trainables.relu_networks import initial_network
 
 LEARNED_BITS = 0.1
 
@@ -112,7 +113,7 @@ class Engine:
     def __init__(self, problem: Problem, device: torch.device) -> None:
         self.problem = problem
         seeds = range(problem.num_seeds)
-        networks = [initial_network(problem.shape, generator(seed, "weights")) for seed in seeds]
+        networks = [initial_network(problem.shape.layers, generator(seed, "weights")) for seed in seeds]
         self.population = Population(problem.shape, join(problem.shape, networks).to(device), [1e-3] * len(seeds))
         counts = dict.fromkeys(problem.codes, problem.samples_per_code)
         keys = [torch.tensor([stream_key(seed, purpose) for seed in seeds], device=device) for purpose in ("train", "test")]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from trainables.charts import Chart, chart_files
-from trainables.experiment import Experiment
+from trainables.experiment import Experiment, build_experiment
 from trainables.model_files import load_model, save_model
 from trainables.registry import EXPERIMENTS, load_experiment
 from trainables.storage import Folder
@@ -27,7 +27,7 @@ def experiment_class(request: pytest.FixtureRequest) -> type[Experiment]:
 
 
 def make(experiment_class: type[Experiment]) -> Experiment:
-    return experiment_class(experiment_class.Config.tiny(), device=CPU)
+    return build_experiment(experiment_class, experiment_class.Config.tiny(), device=CPU)
 
 
 def run(experiment: Experiment) -> list[dict[str, float]]:

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from trainables.charts import Chart, Panel, Series
 from trainables.cmsp.curriculum_config import CurriculumConfig
-from trainables.cmsp.networks import for_modules, initial_network, join, modules, split
+from trainables.cmsp.networks import join, split
 from trainables.cmsp.population import Population
 from trainables.cmsp.task import Batches
 from trainables.cmsp.update_loop import UpdateLoop
 from trainables.experiment import DivergedError, Experiment, Metric
 from trainables.randomness import generator, stream_key
+from trainables.relu_networks import for_modules, initial_network, modules
 
 
 class Curriculum(Experiment):
@@ -80,7 +81,9 @@ class Curriculum(Experiment):
         self._converged_at: list[int | None] = [None] * config.num_seeds
         self._final: list[Tensor | None] = [None] * config.num_seeds
         self._history: list[list[float]] = []  # of every report: samples used, composite's and atoms' bits
-        networks = [initial_network(config.shape, generator(config.seed + seed, "weights")) for seed in self._training_seeds]
+        networks = [
+            initial_network(config.shape.layers, generator(config.seed + seed, "weights")) for seed in self._training_seeds
+        ]
         parameter_PF = join(config.shape, networks).to(device)
         self._population = Population(config.shape, parameter_PF, [config.learning_rate] * config.num_seeds)
         self._bind()

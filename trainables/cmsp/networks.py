@@ -7,7 +7,6 @@ Axes: P networks, I inputs, H hidden units, O outputs, F all parameters of a net
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Self
@@ -138,34 +137,3 @@ def join(shape: Shape, networks: Sequence[Mapping[str, Tensor]]) -> Tensor:
         for name, tensor in tensors.items():
             views[name][place][tuple(slice(size) for size in tensor.shape)] = tensor
     return flat_PF
-
-
-def initial_network(shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
-    """Weights and biases uniform in +-1/sqrt(fan_in), as torch.nn.Linear draws them."""
-    tensors = {}
-    for layer, (fan_in, fan_out) in enumerate(shape.layers):
-        bound = 1 / math.sqrt(fan_in)
-        tensors[f"layer{layer}.weight"] = torch.empty(fan_in, fan_out).uniform_(-bound, bound, generator=generator)
-        tensors[f"layer{layer}.bias"] = torch.empty(fan_out).uniform_(-bound, bound, generator=generator)
-    return tensors
-
-
-def modules(tensors: Mapping[str, Tensor]) -> torch.nn.Sequential:
-    """One network as torch modules: bits in, two logits out.
-
-    Args:
-        tensors: for layer 0, 1, ...: `layer0.weight` of shape (outputs, inputs), as torch.nn.Linear holds it, and `layer0.bias`.
-    """
-    layers: list[torch.nn.Module] = []
-    for layer in range(len(tensors) // 2):
-        weight_OI, bias_O = tensors[f"layer{layer}.weight"], tensors[f"layer{layer}.bias"]
-        linear = torch.nn.Linear(1, 1, device="meta")  # its own initialisation would warn of a layer that is empty
-        linear.out_features, linear.in_features = weight_OI.shape
-        linear.weight, linear.bias = torch.nn.Parameter(weight_OI), torch.nn.Parameter(bias_O)
-        layers += [linear, torch.nn.ReLU()]
-    return torch.nn.Sequential(*layers[:-1])
-
-
-def for_modules(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn tensors as `split` names them, with or without the axis P, to the orientation that `modules` takes; copies."""
-    return {name: (tensor.mT if name.endswith("weight") else tensor).contiguous() for name, tensor in tensors.items()}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trainables.charts import Chart
-from trainables.cmsp.networks import for_modules, initial_network, join, modules
+from trainables.cmsp.networks import join
 from trainables.cmsp.nonlocality_charts import draw_curves, draw_losses, draw_scores
 from trainables.cmsp.nonlocality_config import NonlocalityConfig
 from trainables.cmsp.nonlocality_metrics import METRICS, SparsityCurve, mean_overlap, unpruned_metrics
@@ -24,6 +24,7 @@ from trainables.cmsp.task import Code
 from trainables.experiment import Experiment
 from trainables.pruning.selection import choose_kept
 from trainables.randomness import generator
+from trainables.relu_networks import by_seed, from_seeds, initial_network
 
 Stage = Literal["pretraining", "before", "lasso", "after"]
 """Pretraining and lasso train the networks; before and after the lasso, pruned copies of them recover."""
@@ -57,7 +58,7 @@ class Nonlocality(Experiment):
         self._curves: dict[str, SparsityCurve] = {}
         self._pruned: list[dict[str, Tensor]] = []
         self._recovery: Recovery | None = None
-        networks = [initial_network(config.shape, generator(seed, "weights")) for seed in config.seeds]
+        networks = [initial_network(config.shape.layers, generator(seed, "weights")) for seed in config.seeds]
         self._training = Training(config, "pretraining", join(config.shape, networks).to(device))
 
     def step(self) -> dict[str, float]:
@@ -210,21 +211,12 @@ class Nonlocality(Experiment):
         Returns:
             for seed and layer 0, 1, ...: `seed0.layer0.weight` of shape (outputs, inputs) and `seed0.layer0.bias`.
         """
-        networks = self._pruned or self._training.networks()
-        return {
-            f"seed{place}.{name}": tensor.cpu()
-            for place, network in enumerate(networks)
-            for name, tensor in for_modules(network).items()
-        }
+        return by_seed(self._pruned or self._training.networks())
 
     @classmethod
     def rebuild(cls, config: NonlocalityConfig, tensors: Mapping[str, Tensor]) -> list[torch.nn.Sequential]:
         """One torch.nn.Sequential a seed, as small as it was pruned: control bits and task bits in, two logits out."""
-        networks: list[dict[str, Tensor]] = [{} for _ in config.seeds]
-        for name, tensor in tensors.items():
-            seed, _, parameter = name.partition(".")
-            networks[int(seed.removeprefix("seed"))][parameter] = tensor
-        return [modules(network) for network in networks]
+        return from_seeds(tensors)
 
     def charts(self) -> list[Chart]:
         """The sparsity curves (Fig 3), the losses through training, and what each neuron matters to A and B (Fig 8)."""

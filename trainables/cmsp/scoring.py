@@ -3,9 +3,6 @@
 Axes: B samples, I inputs, H hidden units.
 """
 
-import dataclasses
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -14,26 +11,7 @@ from trainables.cmsp.task import Batches, Code, Task
 from trainables.pruning.scores import SCORES
 from trainables.pruning.units import Tensors
 from trainables.randomness import generator, stream_key
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TaskLoss:
-    """Mean cross-entropy of a network on one batch, in nats; see `trainables.pruning.scores.BatchLoss`."""
-
-    x_BI: Tensor
-    y_B: Tensor
-
-    @property
-    def activation_shape(self) -> tuple[int, ...]:
-        return (len(self.y_B),)
-
-    def __call__(self, tensors: Tensors, gates: Mapping[str, Tensor]) -> Tensor:
-        activation_BH, last = self.x_BI, len(tensors) // 2 - 1
-        for layer in range(last):
-            hidden_BH = activation_BH @ tensors[f"layer{layer}.weight"] + tensors[f"layer{layer}.bias"]
-            activation_BH = hidden_BH.relu() * gates[f"layer{layer}"]
-        logits = activation_BH @ tensors[f"layer{last}.weight"] + tensors[f"layer{last}.bias"]
-        return torch.nn.functional.cross_entropy(logits, self.y_B)
+from trainables.relu_networks import CrossEntropy
 
 
 def score_neurons(
@@ -54,5 +32,5 @@ def score_neurons(
     device = tensors["layer0.weight"].device
     key_P = torch.tensor([stream_key(seed, "scores", *code)], device=device)
     x_PBI, y_PB = Batches(task, {code: num_samples}, key_P).draw(0)
-    loss = TaskLoss(x_PBI[0, :, : task.num_inputs], y_PB[0].long())
+    loss = CrossEntropy(x_PBI[0, :, : task.num_inputs], y_PB[0].long())
     return SCORES[kind](tensors, shape.neurons, [loss], generator(seed, "random scores"))

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from trainables.cmsp.networks import Shape, for_modules, initial_network, join, matched_width, modules, split
+from trainables.cmsp.networks import Shape, join, matched_width, split
 from trainables.randomness import generator
+from trainables.relu_networks import for_modules, initial_network, modules
 
 
 def test_parameters_are_counted_as_the_paper_counts_them():
@@ -17,7 +18,7 @@ def test_the_width_that_matches_a_number_of_parameters_is_found(depth, width):
 
 
 def test_initial_weights_are_uniform_within_one_over_the_root_of_fan_in():
-    tensors = initial_network(Shape(num_inputs=14, widths=(400, 400)), generator(0, "weights"))
+    tensors = initial_network(Shape(num_inputs=14, widths=(400, 400)).layers, generator(0, "weights"))
     for name in ("layer1.weight", "layer1.bias"):
         assert tensors[name].abs().max() <= 1 / 20
     assert abs(tensors["layer1.weight"].std() - 1 / 20 / 3**0.5) < 1e-3
@@ -25,7 +26,7 @@ def test_initial_weights_are_uniform_within_one_over_the_root_of_fan_in():
 
 def test_networks_are_split_as_they_were_joined_and_run_as_torch_modules():
     shape = Shape(num_inputs=10, widths=(7, 20))
-    networks = [initial_network(shape, generator(seed, "weights")) for seed in range(3)]
+    networks = [initial_network(shape.layers, generator(seed, "weights")) for seed in range(3)]
     tensors = split(shape, join(shape, networks))
     for name, tensor in tensors.items():
         assert torch.equal(tensor, torch.stack([network[name] for network in networks]))
@@ -38,7 +39,7 @@ def test_networks_are_split_as_they_were_joined_and_run_as_torch_modules():
 
 def test_neurons_own_their_in_weights_bias_and_out_weights():
     shape = Shape(num_inputs=10, widths=(7, 20))
-    tensors = split(shape, join(shape, [initial_network(shape, generator(0, "weights"))]))
+    tensors = split(shape, join(shape, [initial_network(shape.layers, generator(0, "weights"))]))
     for units, count in zip(shape.neurons, (7, 20), strict=True):
         units.check(tensors)
         assert units.count == count

@@ -6,13 +6,14 @@ import json
 import pytest
 import torch
 
-from trainables.cmsp.networks import for_modules, initial_network, join, split
+from trainables.cmsp.networks import join, split
 from trainables.cmsp.nonlocality import Nonlocality, NonlocalityConfig
 from trainables.cmsp.population import Population
 from trainables.cmsp.task import Batches
 from trainables.experiment import DivergedError
 from trainables.pruning.penalties import group_norms
 from trainables.randomness import generator, stream_key
+from trainables.relu_networks import for_modules, initial_network
 
 CPU = torch.device("cpu")
 TINY = NonlocalityConfig.tiny()
@@ -229,7 +230,7 @@ def test_a_lasso_of_no_strength_is_plain_training_on_a():
     config = dataclasses.replace(SHORT, lasso_strength=0.0, seed=4, sparsities=(), recovery_updates=0)
     seeds, rates = (4, 5), [config.learning_rate] * 2
     keys = {name: torch.tensor([stream_key(seed, name) for seed in seeds]) for name in ("pretraining", "lasso")}
-    start_PF = join(config.shape, [initial_network(config.shape, generator(seed, "weights")) for seed in seeds])
+    start_PF = join(config.shape, [initial_network(config.shape.layers, generator(seed, "weights")) for seed in seeds])
     pretrained = Population(config.shape, start_PF, rates, adam_eps=1e-5)
     batches = Batches(config.task, dict.fromkeys(config.mixture, config.pretraining_samples), keys["pretraining"])
     for index in range(40):

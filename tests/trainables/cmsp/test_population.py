@@ -1,11 +1,12 @@
 import pytest
 import torch
 
-from trainables.cmsp.networks import Shape, initial_network, join, split
+from trainables.cmsp.networks import Shape, join, split
 from trainables.cmsp.population import ADAM_BETAS, ADAM_EPS, Population
 from trainables.cmsp.task import Batches, Task
 from trainables.cmsp.update_loop import UpdateLoop
 from trainables.randomness import generator, stream_key
+from trainables.relu_networks import initial_network
 
 CPU = torch.device("cpu")
 TASK = Task(num_task_bits=12, num_atoms=2, bits_per_atom=3)
@@ -13,7 +14,7 @@ TASK = Task(num_task_bits=12, num_atoms=2, bits_per_atom=3)
 
 def make(seeds, *, widths=(24, 24), rates=None, counts=None):
     shape = Shape(num_inputs=TASK.num_inputs, widths=widths)
-    networks = [initial_network(shape, generator(seed, "weights")) for seed in seeds]
+    networks = [initial_network(shape.layers, generator(seed, "weights")) for seed in seeds]
     population = Population(shape, join(shape, networks), rates or [1e-3] * len(seeds))
     return population, batches_of(seeds, counts)
 
@@ -111,7 +112,7 @@ def test_networks_that_leave_do_not_disturb_those_that_stay():
 
 def test_a_pruned_network_in_a_wider_shape_trains_as_in_its_own():
     """Units that are not there are zero, and stay zero: masked and removed train alike."""
-    pruned = initial_network(Shape(num_inputs=TASK.num_inputs, widths=(9, 5)), generator(0, "weights"))
+    pruned = initial_network(Shape(num_inputs=TASK.num_inputs, widths=(9, 5)).layers, generator(0, "weights"))
     trained = []
     for widths in ((9, 5), (64, 48)):
         shape = Shape(num_inputs=TASK.num_inputs, widths=widths)

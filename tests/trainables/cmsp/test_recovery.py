@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from trainables.cmsp import recovery as recovery_module
-from trainables.cmsp.networks import Shape, for_modules, initial_network, join, modules
+from trainables.cmsp.networks import Shape, join
 from trainables.cmsp.nonlocality_config import NonlocalityConfig
 from trainables.cmsp.recovery import Copy, Recovery
 from trainables.experiment import DivergedError
 from trainables.pruning.surgery import remove
 from trainables.randomness import generator
+from trainables.relu_networks import for_modules, initial_network, modules
 
 CPU = torch.device("cpu")
 A, B = (0, 1), (2, 3)
@@ -28,7 +29,7 @@ def make_copy(seed, *sizes, code=A, name=None):
     """A copy of an untrained network that keeps so many units of each layer, here and there."""
     chance = generator(seed, "keep", *sizes)
     keep = [torch.randperm(CONFIG.width, generator=chance) < size for size in sizes]
-    network = initial_network(CONFIG.shape, generator(seed, "weights"))
+    network = initial_network(CONFIG.shape.layers, generator(seed, "weights"))
     return Copy(name=name or (seed, "before", f"{sizes[0]}, {sizes[1]}", *code), code=code, network=network, keep=keep)
 
 

@@ -3,12 +3,13 @@ import math
 import pytest
 import torch
 
-from trainables.cmsp.networks import Shape, for_modules, initial_network, join, modules, split
-from trainables.cmsp.scoring import TaskLoss, score_neurons
+from trainables.cmsp.networks import Shape, join, split
+from trainables.cmsp.scoring import CrossEntropy, score_neurons
 from trainables.cmsp.task import Batches, Task
 from trainables.pruning.scores import SCORES
 from trainables.pruning.surgery import remove
 from trainables.randomness import generator, stream_key
+from trainables.relu_networks import for_modules, initial_network, modules
 
 TASK = Task(num_task_bits=8, num_atoms=4, bits_per_atom=2)
 XOR = Task(num_task_bits=4, num_atoms=4, bits_per_atom=1)
@@ -17,12 +18,12 @@ A = (0, 1)
 
 def make(seed=0, widths=(9, 13)):
     shape = Shape(num_inputs=TASK.num_inputs, widths=widths)
-    return shape, initial_network(shape, generator(seed, "weights"))
+    return shape, initial_network(shape.layers, generator(seed, "weights"))
 
 
 def batch(num_samples=50):
     x_PBI, y_PB = Batches(TASK, {A: num_samples}, torch.tensor([stream_key(0, "test")])).draw(0)
-    return TaskLoss(x_PBI[0, :, : TASK.num_inputs], y_PB[0].long())
+    return CrossEntropy(x_PBI[0, :, : TASK.num_inputs], y_PB[0].long())
 
 
 def open_gates(tensors):
@@ -61,7 +62,7 @@ def test_gates_for_every_sample_are_gates_of_that_sample():
     by_sample = {name: gate.expand(50, -1).clone() for name, gate in gates.items()}
     by_sample["layer0"][:25, 3] = 0.0
     gates["layer0"][3] = 0.0
-    halves = [TaskLoss(loss.x_BI[part], loss.y_B[part]) for part in (slice(25), slice(25, 50))]
+    halves = [CrossEntropy(loss.x_BI[part], loss.y_B[part]) for part in (slice(25), slice(25, 50))]
     expected = (halves[0](tensors, gates) + halves[1](tensors, open_gates(tensors))) / 2
     torch.testing.assert_close(loss(tensors, by_sample), expected)
 
@@ -100,7 +101,7 @@ def test_a_networks_scores_do_not_depend_on_its_company(kind):
     shape = Shape(num_inputs=TASK.num_inputs, widths=(20, 40))
     found = []
     for seeds in ([3], [3, 4], [2, 9, 1, 3, 5]):
-        flat_PF = join(shape, [initial_network(shape, generator(seed, "weights")) for seed in seeds])
+        flat_PF = join(shape, [initial_network(shape.layers, generator(seed, "weights")) for seed in seeds])
         tensors = {name: tensor[seeds.index(3)] for name, tensor in split(shape, flat_PF).items()}
         found.append(score_neurons(kind, TASK, shape, tensors, A, num_samples=120, seed=3))
     for scores in found:

@@ -1,0 +1,241 @@
+"""Four ways to a small network that knows some classes only, compared fairly (arXiv:2505.15811, Fig 4).
+
+A trial takes one way: the group lasso, pruning once and recovering (ranked by attribution, by norms or at random),
+distillation, or training from scratch. Its networks train on the kept classes until the validation accuracy is enough. What
+counts is how many datapoints that took, and how many neurons are left.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from trainables.charts import Chart
+from trainables.experiment import Candidate, DivergedError, Experiment
+from trainables.laws import require
+from trainables.mnist.data import Dataset, load_dataset
+from trainables.mnist.narrowing_charts import draw_course
+from trainables.mnist.narrowing_config import SCORE_OF, NarrowingConfig
+from trainables.mnist.results import METRICS, Result, measure, summarize
+from trainables.mnist.teacher import teacher_recipe
+from trainables.mnist.training import Training
+from trainables.pruning.scores import SCORES
+from trainables.pruning.selection import choose_kept
+from trainables.pruning.surgery import remove
+from trainables.pruning.units import Tensors
+from trainables.randomness import generator
+from trainables.relu_networks import CrossEntropy, by_seed, from_seeds, hidden_neurons, initial_network, logits
+from trainables.shared import Recipe
+
+
+class Narrowing(Experiment):
+    """One way, one size, several seeds.
+
+    A network is done when its validation accuracy on the kept classes reaches the target at its final size; the trial is
+    done when all are, or when the budget of datapoints is spent. A lasso run passes many sizes: those at which every
+    network had the target accuracy are its candidates.
+
+    Args:
+        given: what `needs` asks for.
+
+    Source: arXiv:2505.15811, Fig 4 (mnist/). Differs: validation images decide when to stop, test images only measure; all
+    ways have the same optimizer, check interval and budget; attribution's scores are those that were meant, and the
+    images that they read are counted; neurons are exact groups, and a pruned one is gone with its bias.
+    """
+
+    Config: ClassVar[Any] = NarrowingConfig
+    METRICS = METRICS
+
+    def __init__(
+        self, config: NarrowingConfig, *, device: torch.device, given: Mapping[str, Mapping[str, Tensor]] | None = None
+    ) -> None:
+        self.config, self.device = config, device
+        data = _dataset(config).to(device)
+        kept, every = config.kept_classes, set(range(data.num_classes))
+        self._data = data
+        self._train, self._validation, self._kept_test = (
+            images.of_classes(kept) for images in (data.train, data.validation, data.test)
+        )
+        self._other_test = data.test.of_classes(every - set(kept)) if every > set(kept) else None
+        self._teachers = [_to(given[f"teacher{seed}"], device) for seed in config.seeds] if given else []
+        networks = [self._first_network(place) for place in range(config.num_seeds)]
+        self._training = Training(config, self._train, networks, self._teachers)
+        self._num_checks = 0
+        self._levels: list[list[Result | None]] = [[None] * config.num_seeds for _ in config.levels]
+        self._is_offered = [False] * len(config.levels)
+        self._num_offered = 0  # before the last step
+        self._found: list[Candidate] = []  # in the last step
+        self._history: list[list[float]] = []  # of every check of every network: place, datapoints, neurons, accuracy
+
+    @classmethod
+    def needs(cls, config: NarrowingConfig) -> dict[str, Recipe]:
+        """The teacher of each seed, except from scratch."""
+        data = _dataset(config)
+        if not config.needs_teacher:
+            return {}
+        return {f"teacher{seed}": teacher_recipe(config.teacher, data, seed) for seed in config.seeds}
+
+    def _first_network(self, place: int) -> Tensors:
+        """What the way begins with: the teacher, the teacher pruned, or a small network of its own."""
+        config, seed = self.config, self.config.seeds[place]
+        if config.method in ("from_scratch", "distillation"):
+            sizes = [self._data.num_pixels, *config.narrow_widths, self._data.num_classes]
+            network = initial_network(list(pairwise(sizes)), generator(seed, "weights"))
+            return _to(network, self.device)
+        teacher = self._teachers[place]
+        if config.method == "group_lasso":
+            return teacher
+        neurons = hidden_neurons(teacher)
+        losses = [self._score_loss(seed)] if config.score_cost else []
+        scores = SCORES[SCORE_OF[config.method]](teacher, neurons, losses, generator(seed, "random scores"))
+        sparsity = 1 - config.neurons / sum(config.teacher.widths)
+        return remove(teacher, neurons, choose_kept(scores, sparsity, per_layer=config.ranking == "per_layer"))
+
+    def _score_loss(self, seed: int) -> CrossEntropy:
+        order = torch.randperm(len(self._train), generator=generator(seed, "scores")).to(self.device)
+        place_B = order[: self.config.score_samples]
+        return CrossEntropy(self._train.batch(place_B), self._train.label_N[place_B])
+
+    def step(self) -> dict[str, float]:
+        self._num_offered += len(self._found)
+        self._found = []
+        for _ in range(self.config.checks_per_step):
+            if self.progress < 1.0:
+                self._check()
+        return summarize(self._results())
+
+    def _check(self) -> None:
+        """Train for one interval, then see how far each network is."""
+        config, training = self.config, self._training
+        training.run(config.samples_per_check // config.batch_size)
+        self._num_checks += 1
+        for place, accuracy in zip(training.places, self._validate(), strict=True):
+            self._note(place, accuracy)
+        self._offer()
+        staying = [place for place in training.places if self._levels[-1][place] is None]
+        if staying:
+            training.keep(staying)
+
+    @torch.no_grad()
+    def _validate(self) -> list[float]:
+        """Validation accuracy on the kept classes of every network in training."""
+        tensors, images = self._training.population.tensors, self._validation
+        logit_PNO = logits(tensors, images.batch(torch.arange(len(images), device=self.device)))
+        if not bool(logit_PNO.isfinite().all()):
+            raise DivergedError(f"outputs must be finite, but are not; lower learning_rate = {self.config.learning_rate}")
+        right_PN = logit_PNO.argmax(-1) == images.label_N
+        return [float(share) for share in right_PN.double().mean(1)]
+
+    def _note(self, place: int, accuracy: float) -> None:
+        """Take a network down where it is the first of its seed at a size with the target accuracy."""
+        neurons = sum(int(alive_PH[self._training.places.index(place)].sum()) for alive_PH in self._training.population.alive())
+        self._history.append([place, self._datapoints, neurons, accuracy])
+        reached = accuracy >= self.config.target_accuracy
+        open_levels = [
+            level
+            for level, most in enumerate(self.config.levels)
+            if reached and neurons <= most and self._levels[level][place] is None
+        ]
+        if open_levels:
+            result = self._measure(place, accuracy, reached=True)
+            for level in open_levels:
+                self._levels[level][place] = result
+
+    @property
+    def _datapoints(self) -> int:
+        """Images that every network in training has cost so far."""
+        return self.config.score_cost + self._num_checks * self.config.samples_per_check
+
+    def _measure(self, place: int, validation_accuracy: float, *, reached: bool) -> Result:
+        return measure(
+            self._training.network(place),
+            self._kept_test,
+            self._other_test,
+            datapoints=self._datapoints,
+            validation_accuracy=validation_accuracy,
+            reached=reached,
+        )
+
+    def _offer(self) -> None:
+        """Make candidates of the sizes that every network has passed by now; of sizes passed at once, the smallest."""
+        complete: dict[tuple[int, ...], list[Result]] = {}
+        for level, results in enumerate(self._levels):
+            passed = [result for result in results if result is not None]
+            if self.config.method == "group_lasso" and len(passed) == len(results) and not self._is_offered[level]:
+                self._is_offered[level] = True
+                complete[tuple(map(id, passed))] = passed
+                if level < len(self._levels) - 1:  # the files have them now
+                    self._levels[level] = list[Result | None](dataclasses.replace(result, tensors={}) for result in passed)
+        for passed in complete.values():
+            number = self._num_offered + len(self._found)
+            tensors = by_seed([result.tensors for result in passed])
+            self._found.append(Candidate(number=number, metrics=summarize(passed), tensors=tensors))
+
+    def _results(self) -> list[Result]:
+        """Of each seed: its network at its final size, or as it is now."""
+        seen = {int(place): accuracy for place, _, _, accuracy in self._history}
+        return [result or self._measure(place, seen[place], reached=False) for place, result in enumerate(self._levels[-1])]
+
+    def candidates(self) -> list[Candidate]:
+        """Sizes that every network of a lasso run passed with the target accuracy."""
+        return list(self._found)
+
+    @property
+    def progress(self) -> float:
+        if all(self._levels[-1]) or self._num_checks >= self.config.num_checks:
+            return 1.0
+        return self._num_checks / self.config.num_checks
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "training": self._training.state_dict(),
+            "num_checks": self._num_checks,
+            "levels": [[result and result.state_dict() for result in results] for results in self._levels],
+            "is_offered": list(self._is_offered),
+            "num_offered": self._num_offered + len(self._found),
+            "history": [list(row) for row in self._history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._training.load_state_dict(state["training"])
+        self._num_checks, self._num_offered = state["num_checks"], state["num_offered"]
+        self._levels = [[fields and self._result(fields) for fields in results] for results in state["levels"]]
+        self._is_offered = list(state["is_offered"])
+        self._history = [list(row) for row in state["history"]]
+        self._found = []
+
+    def _result(self, fields: Mapping[str, Any]) -> Result:
+        return Result(**{**fields, "tensors": _to(fields["tensors"], self.device)})
+
+    def model_tensors(self) -> dict[str, Tensor]:
+        """Every seed's network: at its final size with the target accuracy, or as it is now.
+
+        Returns:
+            for seed and layer 0, 1, ...: `seed0.layer0.weight` of shape (outputs, inputs) and `seed0.layer0.bias`.
+        """
+        final = enumerate(self._levels[-1])
+        return by_seed([result.tensors if result else self._training.network(place) for place, result in final])
+
+    @classmethod
+    def rebuild(cls, config: NarrowingConfig, tensors: Mapping[str, Tensor]) -> list[torch.nn.Sequential]:
+        """One torch.nn.Sequential a seed, as small as it was pruned: pixels in [0, 1] in, a logit for every class out."""
+        return from_seeds(tensors)
+
+    def charts(self) -> list[Chart]:
+        """Validation accuracy over datapoints and over neurons (Fig 4, right)."""
+        return [draw_course(self.config, self._history)]
+
+
+def _dataset(config: NarrowingConfig) -> Dataset:
+    data = load_dataset(config.data_dir, validation_fraction=config.validation_fraction)
+    num_kept = len(data.train.of_classes(config.kept_classes))
+    law = "a batch must not be larger than the kept classes' training images"
+    require(config.batch_size <= num_kept, law, config.batch_size, f"use {num_kept} or less")
+    return data
+
+
+def _to(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
