@@ -20,7 +20,7 @@ class StudySpace:
         suggest: define-by-run: draws parameters from an Optuna trial and returns the keyword arguments of the
             experiment's Config.
         objectives: names of metrics that have a goal; each is minimised or maximised as its metric says.
-        constraints: `"metric >= number"` or `"metric <= number"`; a trial that breaks one is infeasible and on no front.
+        constraints: `"metric >= number"` or `"metric <= number"`; a model that breaks one is infeasible and on no front.
         log_scale: objectives that pictures show on a logarithmic axis.
         color_by: the parameter or metric that colours trials in pictures.
         representative: the metric by which the best of a trial's candidates is chosen to stand for the trial before the
@@ -51,7 +51,7 @@ class StudySpace:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Constraint:
-    """A bound on a metric's last value."""
+    """A bound on a metric: on a trial's last value, or on a candidate's."""
 
     metric: str
     relation: Literal[">=", "<="]

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 
 from search_spaces.space import Constraint
+from study.home import model_label
 from study.pareto import non_dominated
 from study.record import Draw, PastTrial
 from study.spec import StudySpec
@@ -33,7 +34,7 @@ class Board:
         self._goals = spec.description.objectives
         self._constraints = [Constraint.parse(text) for text in spec.description.constraints]
         self._console = console
-        self._finished = [(t.number, t.params, t.values) for t in past if t.feasible]
+        self._finished = [(model_label(t.number, t.candidate), t.params, t.values) for t in past if t.feasible]
         self._num_done = len(past)
         self._num_failed = num_failed
         self._num_stopped = 0
@@ -73,15 +74,16 @@ class Board:
     def trial_measured(self, number: int, progress: float) -> None:
         self._running[number] = progress
 
-    def trial_finished(self, draw: Draw, metrics: Mapping[str, float]) -> None:
+    def trial_finished(self, draw: Draw, metrics: Mapping[str, float], candidate: int | None) -> None:
         self._running.pop(draw.number, None)
         self._num_done += 1
+        label = model_label(draw.number, candidate)
         values = [metrics[name] for name in self._goals]
         broken = [str(c) for c in self._constraints if c.violation(metrics) > 0]
         if not broken:
-            self._finished.append((draw.number, draw.params, values))
+            self._finished.append((label, draw.params, values))
         shown = ", ".join(f"{name} = {value:.6g}" for name, value in zip(self._goals, values, strict=True))
-        self._tell(f"trial {draw.number} finished: {shown}" + (f" (infeasible: {', '.join(broken)})" if broken else ""))
+        self._tell(f"trial {label} finished: {shown}" + (f" (infeasible: {', '.join(broken)})" if broken else ""))
 
     def trial_failed(self, draw: Draw, failure: Failure) -> None:
         self._running.pop(draw.number, None)
@@ -130,8 +132,8 @@ class Board:
             signs = np.array([1.0 if goal == "min" else -1.0 for goal in self._goals.values()])
             mask = non_dominated(np.array([values for _, _, values in self._finished]) * signs)
             front = [row for row, kept in zip(self._finished, mask, strict=True) if kept]
-            for number, params, values in sorted(front, key=lambda row: row[2])[:_MAX_FRONT_ROWS]:
-                table.add_row(str(number), *(f"{v:.6g}" for v in values), *(_short(params.get(name, "-")) for name in names))
+            for label, params, values in sorted(front, key=lambda row: row[2])[:_MAX_FRONT_ROWS]:
+                table.add_row(label, *(f"{v:.6g}" for v in values), *(_short(params.get(name, "-")) for name in names))
         return table
 
 

@@ -42,6 +42,7 @@ def _spaces_of(module_name: str) -> list[dict[str, Any]]:
                 {
                     "space": f"{module_name}:{function_name}",
                     "about": _first_line(function),
+                    "arguments": {name: p.default for name, p in inspect.signature(function).parameters.items()},
                     "experiment": space.experiment,
                     "objectives": description.objectives,
                     "constraints": list(description.constraints),
@@ -71,6 +72,10 @@ def show(entries: list[dict[str, Any]], console: Console) -> None:
             console.print(f"    {objectives}{constraints}; {space['num_trials']} trials", highlight=False)
             parameters = "; ".join(f"{name}: {values}" for name, values in space["parameters"].items())
             console.print(f"    {parameters}", markup=False, highlight=False)
+            if space["arguments"]:
+                console.print(
+                    f"    --set {' '.join(f'{name}=...' for name in space['arguments'])}", markup=False, highlight=False
+                )
         console.print()
 
 

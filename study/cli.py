@@ -36,6 +36,10 @@ Address = Annotated[str | None, typer.Option(help="A Ray cluster, host:port or a
 def launch(
     space: Annotated[str, typer.Argument(help="What to search, as module:function; see `study spaces`.", metavar="SPACE")],
     name: Annotated[str, typer.Option(help="The study's name; one that exists goes on.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="An argument of the space, such as data_dir=FOLDER; may be repeated.", metavar="KEY=VALUE"),
+    ] = None,
     trials: Trials = None,
     time_budget: TimeBudget = None,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
@@ -54,6 +58,7 @@ def launch(
         run(
             space,
             name=name,
+            arguments=_arguments(settings or []),
             trials=trials,
             time_budget_s=time_budget,
             seed=seed,
@@ -67,6 +72,20 @@ def launch(
             console=_console(),
         )
     )
+
+
+def _arguments(settings: list[str]) -> dict[str, Any]:
+    """Read KEY=VALUE: a JSON value where it is one, else text."""
+    arguments: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not key or not equals:
+            raise UserError(f"--set must be KEY=VALUE, but got {setting!r}; try data_dir=FOLDER")
+        try:
+            arguments[key] = json.loads(text)
+        except ValueError:
+            arguments[key] = text
+    return arguments
 
 
 @app.command()
@@ -171,7 +190,7 @@ def pareto(
     plot: Annotated[Path | None, typer.Option(help="Draw it: front.png, .svg, .pdf, or front.html to explore.")] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Show the Pareto front: the trials that no other trial beats in every objective."""
+    """Show the Pareto front: the trials, or their candidates, that no other beats in every objective."""
     from study import pictures, report
 
     study = _open(name, tracking_uri)
@@ -200,18 +219,19 @@ def trial(
     tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one trial: parameters, metrics, attempts, host, the cause of a failure, its log, its charts."""
-    from study.report import short
+    """Show one trial: parameters, metrics, candidates, attempts, host, the cause of a failure, its log, its charts."""
+    from study.report import candidates_table, short
 
     study = _open(name, tracking_uri)
-    row = study.trial(number)
+    row, candidates = study.trial(number), study.candidates(number)
     drawn = [] if charts is None else _draw_charts(study, number, charts)
     try:
         log = study.log(number)
     except UserError as error:
         log = f"({error})"
     if as_json:
-        print(json.dumps(_trial_fields(row) | {"log": log}, indent=2))
+        models = [{"candidate": found.candidate, "metrics": found.metrics, "model_id": found.model_id} for found in candidates]
+        print(json.dumps(_trial_fields(row) | {"candidates": models, "log": log}, indent=2))
         return
     console = _console()
     where = f"{row.attempts} attempt{'s'[: row.attempts > 1]}, on {row.host or 'no host yet'}, run {row.run_id}"
@@ -220,6 +240,8 @@ def trial(
         console.print(f"[bold]{title}[/bold]")
         for key, value in values.items():
             console.print(f"  {key} = {short(value)}", markup=False, highlight=False)
+    if candidates:
+        console.print(candidates_table(candidates, study.objectives))
     if row.failure is not None:
         console.print(f"[bold]failed[/bold] ({row.failure.cause})")
         console.print(row.failure.traceback or row.failure.error, markup=False, highlight=False)

@@ -42,6 +42,11 @@ def check_name(name: str) -> str:
     return name
 
 
+def model_label(trial: int, candidate: int | None) -> str:
+    """How people and tables call a model: 3, the last one of trial 3; 3.4, its candidate 4."""
+    return str(trial) if candidate is None else f"{trial}.{candidate}"
+
+
 class Home:
     """A study home.
 

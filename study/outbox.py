@@ -29,7 +29,7 @@ class Event:
 
     Attributes:
         seq: its place in the order of things.
-        kind: session_start, trial_start, measurement, trial_end, trial_interrupted or session_end.
+        kind: session_start, trial_start, measurement, candidate, trial_end, trial_interrupted or session_end.
         trial: number, or None where the event concerns the whole study.
         time_ms: when it was put, milliseconds since 1970.
         data: the rest.
@@ -118,7 +118,8 @@ class Outbox:
     def _open_trials(self) -> dict[int, int]:
         """Trials that started and neither ended nor were marked interrupted since, with their latest attempt."""
         attempts: dict[int, int] = {}
-        lifecycle = "SELECT payload FROM event WHERE key GLOB 'trial/*' AND NOT key GLOB '*/step/*' ORDER BY seq"
+        kinds = " OR ".join(f"key GLOB 'trial/*/{kind}/*'" for kind in ("start", "end", "interrupted"))
+        lifecycle = f"SELECT payload FROM event WHERE {kinds} ORDER BY seq"
         for (payload,) in self._connection.execute(lifecycle):
             event = json.loads(payload)
             if event["kind"] == "trial_start":

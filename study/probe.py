@@ -17,6 +17,7 @@ from typing import Any
 
 from search_spaces.space import Constraint, StudySpace
 from study.errors import UserError
+from trainables.experiment import Metric
 from trainables.registry import load_experiment
 
 NUM_PROBES = 64
@@ -39,7 +40,12 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SpaceDescription:
-    """What a space does: everything about it that a study's identity covers."""
+    """What a space does: everything about it that a study's identity covers.
+
+    Attributes:
+        objectives: their goals, by metric.
+        representative: the goal of the metric that chooses among a trial's candidates; empty for the first objective.
+    """
 
     experiment: str
     objectives: dict[str, str]
@@ -48,6 +54,7 @@ class SpaceDescription:
     fixed: dict[str, Any]
     first_trials: tuple[Mapping[str, Any], ...]
     varied_digest: str
+    representative: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class ProbeTrial:
@@ -128,14 +135,12 @@ def describe_space(space: StudySpace) -> SpaceDescription:
     metrics = {metric.name: metric for metric in experiment.METRICS}
     for name in metrics:
         check_mlflow_name("a metric's name", name)
-        if name == "progress":
-            raise UserError("a metric must not be called progress, but one of METRICS is; that name is the study's own")
+        if name == "progress" or name.startswith("candidate/"):
+            raise UserError(f"a metric must not be called {name}, but one of METRICS is; that name is the study's own")
     for name in space.objectives:
-        if name not in metrics or metrics[name].goal is None:
-            with_goal = ", ".join(sorted(metric.name for metric in metrics.values() if metric.goal))
-            raise UserError(
-                f"an objective must be a metric of {space.experiment} that has a goal, but got {name!r}; use {with_goal}"
-            )
+        _check_goal("an objective", name, space.experiment, metrics)
+    if space.representative is not None:
+        _check_goal("a representative", space.representative, space.experiment, metrics)
     for constraint in map(Constraint.parse, space.constraints):
         if constraint.metric not in metrics:
             raise UserError(
@@ -165,7 +170,29 @@ def describe_space(space: StudySpace) -> SpaceDescription:
         fixed=fixed,
         first_trials=tuple(dict(given) for given in space.first_trials),
         varied_digest=_digest(varied),
+        representative={} if space.representative is None else {space.representative: str(metrics[space.representative].goal)},
     )
+
+
+def check_inputs(space: StudySpace) -> None:
+    """Have the experiment look at what the configs of a space need, such as files of data: before any trial runs.
+
+    Raises:
+        UserError: if something is missing or damaged.
+    """
+    experiment = load_experiment(space.experiment)
+    for number in range(NUM_PROBES):
+        config = experiment.Config(**_config_of(space, experiment.Config, ProbeTrial(number)))
+        try:
+            experiment.needs(config)
+        except (ValueError, OSError, ImportError) as error:
+            raise UserError(str(error)) from error
+
+
+def _check_goal(what: str, name: str, experiment: str, metrics: Mapping[str, Metric]) -> None:
+    if name not in metrics or metrics[name].goal is None:
+        with_goal = ", ".join(sorted(metric.name for metric in metrics.values() if metric.goal))
+        raise UserError(f"{what} must be a metric of {experiment} that has a goal, but got {name!r}; use {with_goal}")
 
 
 def _check_first_trial(space: StudySpace, config_class: Any, number: int, given: Mapping[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from search_spaces.space import Constraint
 from study.errors import UserError
-from study.home import Home
+from study.home import Home, model_label
 from study.pareto import non_dominated
 from study.spec import StudySpec
 
@@ -40,13 +41,15 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialRow:
-    """One trial as MLflow has it.
+    """One trial as MLflow has it, or one of its candidates.
 
     Attributes:
-        state: finished, failed, stopped, running or interrupted.
-        metrics: latest values, `progress` among them.
+        state: of the trial: finished, failed, stopped, running or interrupted.
+        metrics: latest values, `progress` among them; of a candidate its own.
         start_ms, end_ms: since 1970; end_ms is None while it runs.
         charts: names of its charts; a trial has them when it is finished.
+        candidate: number of the candidate that this is; None for the trial with its own model.
+        model_id: of a candidate, MLflow's name for it.
     """
 
     number: int
@@ -60,15 +63,24 @@ class TrialRow:
     start_ms: int
     end_ms: int | None
     charts: tuple[str, ...]
+    candidate: int | None = None
+    model_id: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What to call it: 3, or 3.4 for candidate 4 of trial 3."""
+        return model_label(self.number, self.candidate)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Front:
-    """The trials that no other trial dominates, best first objective first.
+    """The models that no other model dominates, best first objective first.
+
+    A finished trial with candidates stands here by these alone, one without by itself.
 
     Attributes:
-        dominated: finished, feasible trials that are not on the front.
-        left_out: how many trials were not compared, by reason.
+        dominated: finished, feasible ones that are not on the front.
+        left_out: how many were not compared, by reason: infeasible ones of finished trials, and trials for every other reason.
     """
 
     study: str
@@ -78,14 +90,20 @@ class Front:
     infeasible: tuple[TrialRow, ...]
     left_out: dict[str, int]
 
+    @property
+    def has_candidates(self) -> bool:
+        """Whether some of these are candidates."""
+        return any(row.candidate is not None for row in (*self.rows, *self.dominated, *self.infeasible))
+
     def to_json(self) -> dict[str, Any]:
-        """`{study, objectives, front: [{trial, params, values, run_id}], left_out}`."""
+        """`{study, objectives, front: [{trial, candidate, params, values, run_id}], left_out}`."""
         return {
             "study": self.study,
             "objectives": [{"metric": o.metric, "goal": o.goal, "unit": o.unit} for o in self.objectives],
             "front": [
                 {
                     "trial": row.number,
+                    "candidate": row.candidate,
                     "params": row.params,
                     "values": {objective.metric: row.metrics[objective.metric] for objective in self.objectives},
                     "run_id": row.run_id,
@@ -120,6 +138,8 @@ class Study:
         self.log_scale: list[str] = json.loads(self.tags["log_scale"])
         self.color_by: str | None = json.loads(self.tags["color_by"])
         self._rows = [_row(run, is_running) for run in runs]
+        self._experiment_id: str = parent.info.experiment_id
+        self._has_candidates = any(len(run.data.metrics) > len(_own_metrics(run.data.metrics)) for run in runs)
 
     @property
     def num_trials(self) -> int:
@@ -141,13 +161,40 @@ class Study:
             raise UserError(f"a trial of {self.name!r} must be 0 to {len(self._rows) - 1}, but got {number}; see `study status`")
         return found[0]
 
+    def candidates(self, number: int) -> list[TrialRow]:
+        """A trial's candidates, by number; none if its experiment offers none.
+
+        Raises:
+            UserError: if there is no trial of that number.
+        """
+        return list(self._candidates.get(self.trial(number).number, ()))
+
+    @cached_property
+    def _candidates(self) -> dict[int, list[TrialRow]]:
+        from study.tracking import read_candidates
+
+        found: dict[int, list[TrialRow]] = {}
+        trials = {row.number: row for row in self._rows}
+        for model in read_candidates(self.tracking_uri, self._experiment_id) if self._has_candidates else ():
+            row = _candidate_row(model, trials)
+            if row is not None:
+                found.setdefault(row.number, []).append(row)
+        return found
+
+    def _models(self, row: TrialRow) -> list[TrialRow]:
+        """A trial's candidates, or the trial itself where it has none."""
+        return self._candidates.get(row.number) or [row]
+
     def front(self) -> Front:
-        """The Pareto front of the finished trials that meet the study's constraints.
+        """The Pareto front of the finished trials' models that meet the study's constraints.
 
         Only trials with progress 1.0 are compared; the others are counted in `left_out`, with the reason.
         """
-        reasons = [self._left_out(row) for row in self._rows]
-        compared = [row for row, reason in zip(self._rows, reasons, strict=True) if reason is None]
+        reasons = {row.number: self._left_out(row) for row in self._rows}
+        rows = [model for row in self._rows if reasons[row.number] is None for model in self._models(row)]
+        feasible = [all(constraint.violation(row.metrics) <= 0 for constraint in self.constraints) for row in rows]
+        compared = [row for row, holds in zip(rows, feasible, strict=True) if holds]
+        infeasible = [row for row, holds in zip(rows, feasible, strict=True) if not holds]
         signs = [1.0 if objective.goal == "min" else -1.0 for objective in self.objectives]
         costs = np.array(
             [[sign * row.metrics[o.metric] for sign, o in zip(signs, self.objectives, strict=True)] for row in compared]
@@ -159,8 +206,8 @@ class Study:
             objectives=self.objectives,
             rows=tuple(compared[i] for i in order if mask[i]),
             dominated=tuple(compared[i] for i in order if not mask[i]),
-            infeasible=tuple(row for row, reason in zip(self._rows, reasons, strict=True) if reason == "infeasible"),
-            left_out=dict(sorted(Counter(reason for reason in reasons if reason).items())),
+            infeasible=tuple(infeasible),
+            left_out=dict(sorted(Counter([*filter(None, reasons.values()), *("infeasible" for _ in infeasible)]).items())),
         )
 
     def _left_out(self, row: TrialRow) -> str | None:
@@ -168,8 +215,6 @@ class Study:
             return {"stopped": "stopped early"}.get(row.state, row.state)
         if row.metrics.get("progress") != 1.0 or any(o.metric not in row.metrics for o in self.objectives):
             return "incomplete"
-        if any(constraint.violation(row.metrics) > 0 for constraint in self.constraints):
-            return "infeasible"
         return None
 
     def history(self, number: int, metric: str) -> list[tuple[int, float]]:
@@ -178,20 +223,38 @@ class Study:
 
         return metric_history(self.tracking_uri, self.trial(number).run_id, metric)
 
-    def download_model(self, number: int, destination: str | Path) -> Path:
-        """Copy a finished trial's model out of MLflow; returns its folder."""
-        from study.tracking import download_model
+    def download_model(self, number: int, destination: str | Path, candidate: int | None = None) -> Path:
+        """Copy a finished trial's model, or that of one of its candidates, out of MLflow; returns its folder.
 
-        return download_model(self.tracking_uri, self.trial(number).run_id, Path(destination))
+        Raises:
+            UserError: if there is no such model.
+        """
+        from study.tracking import download_candidate, download_model
 
-    def load_model(self, number: int) -> Any:
-        """Build a finished trial's trained networks: what its experiment's `rebuild` returns."""
+        if candidate is None:
+            return download_model(self.tracking_uri, self.trial(number).run_id, Path(destination))
+        return download_candidate(self.tracking_uri, self._model_id(number, candidate), Path(destination))
+
+    def _model_id(self, number: int, candidate: int) -> str:
+        """MLflow's name for a candidate."""
+        found = {row.candidate: row.model_id for row in self.candidates(number)}
+        model_id = found.get(candidate)
+        if model_id is None:
+            known = f"0 to {len(found) - 1}" if found else "none"
+            raise UserError(
+                f"a candidate must be one that its trial has, but trial {number} of {self.name!r} has {known}, not {candidate}; "
+                f"see `study trial {self.name} {number}`"
+            )
+        return model_id
+
+    def load_model(self, number: int, candidate: int | None = None) -> Any:
+        """Build a finished trial's trained networks, or a candidate's: what its experiment's `rebuild` returns."""
         import tempfile
 
         from trainables.model_files import load_model
 
         with tempfile.TemporaryDirectory() as folder:
-            return load_model(self.download_model(number, folder))
+            return load_model(self.download_model(number, folder, candidate))
 
     def charts(self, number: int) -> "list[Chart]":
         """A finished trial's charts, by name; none if its experiment offers none.
@@ -220,17 +283,25 @@ class Study:
         except Exception as error:
             raise UserError(f"a trial's log must be readable, but {folder.address} is not ({error}); mend the storage") from error
 
-    def to_pandas(self) -> "pandas.DataFrame":
-        """One row a trial: number, state, `params.*`, `metrics.*`, attempts, run_id."""
+    def to_pandas(self, *, candidates: bool = False) -> "pandas.DataFrame":
+        """One row a trial: number, state, `params.*`, `metrics.*`, attempts, run_id.
+
+        Args:
+            candidates: one row a model instead, with its number as `candidate`: each candidate of a trial, or the trial
+                itself where it has none.
+        """
         import pandas
 
+        rows = [model for row in self._rows for model in self._models(row)] if candidates else self._rows
         return pandas.DataFrame(
             [
-                {"trial": row.number, "state": row.state}
+                {"trial": row.number}
+                | ({"candidate": row.candidate} if candidates else {})
+                | {"state": row.state}
                 | {f"params.{key}": value for key, value in row.params.items()}
                 | {f"metrics.{key}": value for key, value in row.metrics.items()}
                 | {"attempts": row.attempts, "run_id": row.run_id}
-                for row in self._rows
+                for row in rows
             ]
         )
 
@@ -259,6 +330,23 @@ def _own_tags(tags: dict[str, str]) -> dict[str, str]:
     return {key.removeprefix(PREFIX): value for key, value in tags.items() if key.startswith(PREFIX)}
 
 
+def _own_metrics(metrics: dict[str, float]) -> dict[str, float]:
+    """A trial's metrics without those of its candidates, which MLflow puts into the trial's run, too."""
+    from study.tracking import CANDIDATE_PREFIX
+
+    return {name: value for name, value in metrics.items() if not name.startswith(CANDIDATE_PREFIX)}
+
+
+def _candidate_row(model: Any, trials: dict[int, TrialRow]) -> TrialRow | None:
+    """A candidate in the place of its trial; None for one of a trial that began after the trials were read."""
+    from study.tracking import CANDIDATE_PREFIX
+
+    tags = _own_tags(model.tags)
+    trial = trials.get(int(tags["trial"]))
+    metrics = {metric.key.removeprefix(CANDIDATE_PREFIX): metric.value for metric in model.metrics}
+    return trial and replace(trial, candidate=int(tags["candidate"]), model_id=model.model_id, metrics=metrics)
+
+
 def _params(as_json: str, as_text: dict[str, str]) -> dict[str, Any]:
     """Parameters with their types, from the tag that holds them as JSON; as MLflow's text where they were too many for it."""
     try:
@@ -279,7 +367,7 @@ def _row(run: Any, study_is_running: bool | None) -> TrialRow:
         run_id=run.info.run_id,
         state="interrupted" if state == "running" and study_is_running is False else state,
         params=_params(tags.get("params", ""), run.data.params),
-        metrics=dict(run.data.metrics),
+        metrics=_own_metrics(run.data.metrics),
         attempts=int(tags.get("attempts", 1)),
         host=tags.get("hostname"),
         failure=failure,

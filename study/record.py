@@ -24,6 +24,7 @@ from trainables.protocol import Failure
 _CONFIG = "config"
 _ATTEMPTS = "attempts"
 _FAILURE = "failure"
+_CANDIDATE = "candidate"
 _DIRECTIONS = {"min": optuna.study.StudyDirection.MINIMIZE, "max": optuna.study.StudyDirection.MAXIMIZE}
 
 
@@ -47,9 +48,14 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class PastTrial:
-    """A trial that finished: its objectives in the space's order, and whether it meets the constraints."""
+    """A trial that finished: its objectives in the space's order, and whether it meets the constraints.
+
+    Attributes:
+        candidate: number of the candidate that these are of; None where the trial has none.
+    """
 
     number: int
+    candidate: int | None
     params: dict[str, Any]
     values: list[float]
     feasible: bool
@@ -83,7 +89,13 @@ class TrialRecord:
         self.num_failed = sum(trial.state == TrialState.FAIL for trial in trials)
         self.num_finished = sum(trial.state == TrialState.COMPLETE for trial in trials)
         self.past = [
-            PastTrial(t.number, dict(t.params), list(t.values), all(v <= 0 for v in t.constraints.values()))
+            PastTrial(
+                t.number,
+                t.user_attrs.get(_CANDIDATE),
+                dict(t.params),
+                list(t.values),
+                all(v <= 0 for v in t.constraints.values()),
+            )
             for t in trials
             if t.state == TrialState.COMPLETE
         ]
@@ -132,9 +144,11 @@ class TrialRecord:
         trial.set_user_attr(_CONFIG, json.dumps(config))
         return Draw(trial.number, trial.params, config, 1)
 
-    def finish(self, number: int, metrics: Mapping[str, float]) -> None:
-        """Tell the sampler a trial's objectives and constraints."""
+    def finish(self, number: int, metrics: Mapping[str, float], candidate: int | None = None) -> None:
+        """Tell the sampler a trial's objectives and constraints: its own, or those of the candidate that stands for it."""
         trial = self._trial(number)
+        if candidate is not None:
+            trial.set_user_attr(_CANDIDATE, candidate)
         for constraint in self._constraints:
             if str(constraint) not in trial.constraints:
                 trial.set_constraint(str(constraint), constraint.violation(metrics))

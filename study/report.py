@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from study.query import Front, TrialRow
+from study.query import Front, Objective, TrialRow
 
 
 def short(value: object) -> str:
@@ -17,37 +17,58 @@ def short(value: object) -> str:
 
 
 def front_table(front: Front) -> Table:
-    """The front, a row a trial: number, objectives, parameters."""
-    table = Table(title=f"Pareto front of {front.study}", title_justify="left")
+    """The front, a row a model: trial and candidate, objectives, parameters."""
     names = parameter_names(front.rows)
-    table.add_column("trial", justify="right")
-    for objective in front.objectives:
+    return _models_table(f"Pareto front of {front.study}", "trial", front.rows, front.objectives, names)
+
+
+def candidates_table(rows: Sequence[TrialRow], objectives: Sequence[Objective]) -> Table:
+    """The candidates of a trial: label, objectives."""
+    return _models_table("candidates", "candidate", rows, objectives, [])
+
+
+def _models_table(
+    title: str, label: str, rows: Sequence[TrialRow], objectives: Sequence[Objective], parameters: Sequence[str]
+) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(label, justify="right")
+    for objective in objectives:
         arrow = "↓" if objective.goal == "min" else "↑"
         table.add_column(f"{objective.metric} {arrow}", justify="right", style="bold", overflow="fold")
-    for name in names:
+    for name in parameters:
         table.add_column(name, justify="right", overflow="fold")
-    for row in front.rows:
-        values = (short(row.metrics[objective.metric]) for objective in front.objectives)
-        table.add_row(str(row.number), *values, *(short(row.params.get(name, "-")) for name in names))
+    for row in rows:
+        values = (short(row.metrics[objective.metric]) for objective in objectives)
+        table.add_row(row.label, *values, *(short(row.params.get(name, "-")) for name in parameters))
     return table
 
 
 def summary(front: Front) -> str:
-    """One sentence: how many trials were compared, and how many were not, by reason."""
+    """One sentence: how many models were compared, and how many were not, by reason."""
     num_compared = len(front.rows) + len(front.dominated)
     left_out = ", ".join(f"{count} {reason}" for reason, count in front.left_out.items()) or "none"
-    return f"{len(front.rows)} of {num_compared} compared trials are on the front; left out: {left_out}"
+    return f"{len(front.rows)} of {num_compared} compared {what_is_compared(front)} are on the front; left out: {left_out}"
+
+
+def what_is_compared(front: Front) -> str:
+    """How to call the rows of a front: trials where each stands for itself, models where some have candidates."""
+    return "models" if front.has_candidates else "trials"
 
 
 def front_csv(front: Front) -> str:
-    """The front as CSV: trial, objectives, parameters, run_id."""
+    """The front as CSV: trial, candidate where there are any, objectives, parameters, run_id.
+
+    Two columns of whole numbers and no label: what reads a CSV takes 3.1 and 3.10 for the same number.
+    """
     names = parameter_names(front.rows)
+    label = ["trial", "candidate"] if front.has_candidates else ["trial"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", *(objective.metric for objective in front.objectives), *names, "run_id"])
+    writer.writerow([*label, *(objective.metric for objective in front.objectives), *names, "run_id"])
     for row in front.rows:
-        values = (row.metrics[objective.metric] for objective in front.objectives)
-        writer.writerow([row.number, *values, *(row.params.get(name, "") for name in names), row.run_id])
+        values = [row.metrics[objective.metric] for objective in front.objectives]
+        place = [row.number, row.candidate][: len(label)]
+        writer.writerow([*place, *values, *(row.params.get(name, "") for name in names), row.run_id])
     return text.getvalue()
 
 

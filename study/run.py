@@ -6,7 +6,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from study.delivery import Delivery
 from study.errors import UserError
 from study.home import Home, StudyFolder
 from study.outbox import Outbox
-from study.probe import describe_space
+from study.probe import check_inputs, describe_space
 from study.provenance import checkout_commit, describe_changes, installed_versions, refuse_drift
 from study.samplers import check_sampler
 from study.spec import StudySpec, load_space
@@ -68,6 +68,7 @@ def launch(
     space: str,
     *,
     name: str,
+    arguments: Mapping[str, Any] | None = None,
     trials: int | None = None,
     time_budget_s: float | None = None,
     seed: int = 0,
@@ -87,6 +88,7 @@ def launch(
     Args:
         space: `module:function` that returns a `search_spaces.space.StudySpace`.
         name: of the study: letters, digits, '.', '_' and '-'.
+        arguments: JSON values that the space's function is called with, such as a `data_dir`.
         trials: finished, stopped and failed trials in all; None for the space's own number.
         time_budget_s: stop after this many seconds, to be resumed; None for no limit.
         seed: of the search.
@@ -109,9 +111,10 @@ def launch(
         raise UserError(f"--gpus-per-trial must be at least 0, but got {gpus_per_trial:g}; leave it out for the default")
     console = console or Console()
     folder = Home(home).study(name)
-    study_space, import_paths, notice = load_space(space, folder=Path(modules) if modules else None)
+    study_space, import_paths, notice = load_space(space, arguments=arguments, folder=Path(modules) if modules else None)
     _notify(console, notice)
     description = describe_space(study_space)
+    check_inputs(study_space)
     _notify(console, check_sampler(sampler, description.parameters))
     folder.home.prepare()
     if address is not None:
@@ -122,6 +125,7 @@ def launch(
             name=name,
             study_id=folder.study_id(),
             space=space,
+            space_arguments=dict(arguments or {}),
             import_paths=import_paths,
             description=description,
             sampler=sampler,
@@ -162,6 +166,7 @@ def resume(
     return launch(
         old.space,
         name=name,
+        arguments=old.space_arguments,
         trials=trials,
         time_budget_s=time_budget_s,
         seed=old.seed,
@@ -316,6 +321,7 @@ def _session_tags(spec: StudySpec) -> dict[str, Any]:
     ]
     return {
         "space": spec.space,
+        "space_arguments": json.dumps(spec.space_arguments),
         "experiment": spec.description.experiment,
         "spec_hash": spec.hash,
         "objectives": objectives,

@@ -17,11 +17,12 @@ from ray import exceptions as ray_errors
 from ray import tune
 from ray.tune.search import Searcher
 
+from search_spaces.space import Constraint, choose_representative
 from study.errors import UserError
 from study.outbox import Outbox
 from study.record import Draw, TrialRecord
 from study.spec import StudySpec
-from trainables.protocol import Assignment, Failure, FailureCause, Report
+from trainables.protocol import Assignment, Failure, FailureCause, Offer, Report, candidate_folder
 from trainables.storage import Folder, StorageError
 
 MAX_LOSSES_WITHOUT_PROGRESS = 3
@@ -33,7 +34,7 @@ class Watcher(Protocol):
 
     def trial_started(self, draw: Draw) -> None: ...
     def trial_measured(self, number: int, progress: float) -> None: ...
-    def trial_finished(self, draw: Draw, metrics: Mapping[str, float]) -> None: ...
+    def trial_finished(self, draw: Draw, metrics: Mapping[str, float], candidate: int | None) -> None: ...
     def trial_failed(self, draw: Draw, failure: Failure) -> None: ...
     def trial_lost(self, draw: Draw, failure: Failure) -> None: ...
 
@@ -45,6 +46,7 @@ class _Live:
     draw: Draw
     last_step: int = 0
     last_metrics: dict[str, float] = field(default_factory=dict)
+    candidates: dict[int, dict[str, float]] = field(default_factory=dict)
     worker_tags: dict[str, str] = field(default_factory=dict)
 
 
@@ -166,6 +168,8 @@ class StudySearcher(Searcher):
             data = {"step": measurement.step, "metrics": measurement.metrics, "progress": measurement.progress}
             self._outbox.put("measurement", f"trial/{number}/step/{measurement.step}", data, trial=number)
             live.last_step, live.last_metrics = measurement.step, measurement.metrics
+            for offer in measurement.candidates:
+                self._note_candidate(live, measurement.step, offer)
             self._watcher.trial_measured(number, measurement.progress)
         live.worker_tags = {"hostname": report.host, "pid": str(report.pid)}
         if report.failure is not None:
@@ -173,14 +177,32 @@ class StudySearcher(Searcher):
         elif report.finished:
             self._finish(trial_id)
 
+    def _note_candidate(self, live: _Live, step: int, offer: Offer) -> None:
+        number, candidate = live.draw.number, offer["number"]
+        live.candidates[candidate] = offer["metrics"]
+        model = self._folder(number).child(candidate_folder(candidate)).address
+        data = {"step": step, "params": live.draw.params, "model": model} | offer
+        self._outbox.put("candidate", f"trial/{number}/candidate/{candidate}", data, trial=number)
+
     def _finish(self, trial_id: str) -> None:
         """Outbox first, record second: a crash between the two hands the trial out again, already finished."""
         live = self._live.pop(trial_id)
         folder = self._folder(live.draw.number)
         results = {"model": folder.child("model").address, "charts": folder.child("charts").address}
         self._end(live.draw, {"state": "finished", "tags": live.worker_tags} | results)
-        self._record.finish(live.draw.number, live.last_metrics)
-        self._watcher.trial_finished(live.draw, live.last_metrics)
+        candidate = self._representative(live)
+        metrics = live.last_metrics if candidate is None else live.candidates[candidate]
+        self._record.finish(live.draw.number, metrics, candidate)
+        self._watcher.trial_finished(live.draw, metrics, candidate)
+
+    def _representative(self, live: _Live) -> int | None:
+        """The candidate that stands for its trial; None where the trial has none and stands for itself."""
+        if not live.candidates:
+            return None
+        description = self._spec.description
+        metric, goal = next(iter((description.representative or description.objectives).items()))
+        constraints = [Constraint.parse(text) for text in description.constraints]
+        return choose_representative(live.candidates, constraints, metric, goal)
 
     def _fail(self, trial_id: str, failure: Failure) -> None:
         live = self._live.pop(trial_id)

@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ class StudySpec:
         name: of the study.
         study_id: random; tells two studies of one name apart.
         space: `module:function`.
+        space_arguments: what the function is called with.
         import_paths: folders that the space and its experiment are imported from, beside the installed packages.
         description: what the space does (`study.probe`).
         sampler, seed: of the search.
@@ -53,6 +55,7 @@ class StudySpec:
     color_by: str | None
     versions: dict[str, str]
     commit: str | None
+    space_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -60,6 +63,8 @@ class StudySpec:
         fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self.description)))
         fields["parameters"] = {p["name"]: p["values"] for p in fields["parameters"]}
         fields["configs made by fixed draws"] = fields.pop("varied_digest")
+        if not fields["representative"]:
+            del fields["representative"]  # studies from before there was one keep their hash
         return fields | {"sampler": self.sampler, "seed": self.seed}
 
     @property
@@ -82,13 +87,16 @@ class StudySpec:
         return cls(**fields)
 
 
-def load_space(reference: str, *, folder: Path | None = None) -> tuple[StudySpace, list[str], str | None]:
+def load_space(
+    reference: str, *, arguments: Mapping[str, Any] | None = None, folder: Path | None = None
+) -> tuple[StudySpace, list[str], str | None]:
     """Import `module:function` and call the function.
 
     A module in the user's folder comes before one of `search_spaces`, and that before an installed one.
 
     Args:
         reference: for instance `cmsp_curriculum:tiny`.
+        arguments: of the function; what is not here has its default.
         folder: where the user's own modules are; None for the current directory.
 
     Returns:
@@ -123,7 +131,7 @@ def load_space(reference: str, *, folder: Path | None = None) -> tuple[StudySpac
             f"a space must be a function of its module, but {module_name} has no function {function_name!r}; "
             f"use {' or '.join(f'{module_name}:{name}' for name in public) or 'another module'}"
         )
-    space = _call(function, reference)
+    space = _call(function, reference, arguments or {})
     if not isinstance(space, StudySpace):
         raise UserError(f"{reference} must return a search_spaces.space.StudySpace, but got {space!r}; return one")
     return space, paths, notice
@@ -135,9 +143,17 @@ def builtin_modules() -> list[str]:
     return sorted(path.stem for path in folder.glob("*.py") if path.stem not in {"__init__", "space"})
 
 
-def _call(function: Any, reference: str) -> Any:
+def _call(function: Any, reference: str, arguments: Mapping[str, Any]) -> Any:
     try:
-        return function()
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        known = ", ".join(inspect.signature(function).parameters) or "none"
+        raise UserError(
+            f"a space's function takes its own arguments ({known}), but {reference} got {dict(arguments)} ({error}); "
+            "see `study spaces`"
+        ) from error
+    try:
+        return function(**arguments)
     except Exception as error:
         raise UserError(f"a space's function must return a space, but {reference} raised {_where(error)}; mend it") from error
 

@@ -1,7 +1,8 @@
 """MLflow: a study is a parent run, a trial a child run. The only file that imports it.
 
 Writing is idempotent: a run is found again by its study and trial, a metric's timestamp depends only on the trial's
-start and its step (MLflow drops a row that it has already), so whatever is delivered twice is there once.
+start and its step (MLflow drops a row that it has already), so whatever is delivered twice is there once. A candidate
+is a logged model: found again by its trial and number, ready when its files and metrics are all there.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
-from mlflow.entities import Experiment, Metric, Param, Run, RunTag
+from mlflow.entities import Experiment, LoggedModel, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME
 
@@ -34,9 +35,14 @@ STUDY_ID_TAG = PREFIX + "study_id"
 TRIAL_TAG = PREFIX + "trial"
 STATE_TAG = PREFIX + "state"
 CHARTS_TAG = PREFIX + "charts"
+CANDIDATE_TAG = PREFIX + "candidate"
+CANDIDATE_PREFIX = "candidate/"
+"""Of a candidate's metrics: MLflow puts them into the history of the trial's run, too, where they must hide none of its own."""
 PARENT = -1
 _MAX_TAG = 7900
+_MAX_MODEL_PARAM = 500
 _PAGE = 5000
+_MODELS_PAGE = 1000
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +81,7 @@ class StudyWriter:
         self._experiment_id = self._find_experiment(artifacts)
         self._runs = outbox.runs()
         self._starts: dict[int, int] = {}
+        self._candidates: dict[int, dict[int, str]] = {}
 
     def _find_experiment(self, artifacts: str | None) -> str:
         found = self._client.get_experiment_by_name(self._name)
@@ -124,6 +131,8 @@ class StudyWriter:
                 self._client.update_run(run_id, status="RUNNING")
             case "measurement":
                 self._log_metrics(run_id, events)
+            case "candidate":
+                self._log_candidate(run_id, event)
             case "trial_end":
                 self._log_model(run_id, event.data["model"])
                 charts = self._log_charts(run_id, event.data.get("charts"))  # older versions put none
@@ -152,6 +161,46 @@ class StudyWriter:
         ]
         for first in range(0, len(metrics), 1000):
             self._client.log_batch(run_id, metrics=metrics[first : first + 1000])
+
+    def _log_candidate(self, run_id: str, event: Event) -> None:
+        """Make a logged model of a candidate; whatever a writer before this one left of it is completed."""
+        assert event.trial is not None
+        number = event.data["number"]
+        # taken out until all is well: after an error in between, MLflow is asked again
+        known = self._candidates.pop(event.trial, None) or self._find_candidates(event.trial)
+        model_id = known.get(number) or self._create_candidate(run_id, event)
+        with tempfile.TemporaryDirectory() as staging:
+            Folder(event.data["model"]).download(Path(staging))
+            self._client.log_model_artifacts(model_id, staging)
+        time_ms = self._start_ms(run_id, event.trial) + number
+        metrics = [
+            Metric(CANDIDATE_PREFIX + name, value, time_ms, number, model_id=model_id)
+            for name, value in event.data["metrics"].items()
+        ]
+        self._client.log_batch(run_id, metrics=metrics)
+        self._client.finalize_logged_model(model_id, "READY")
+        self._candidates[event.trial] = known | {number: model_id}
+
+    def _find_candidates(self, trial: int) -> dict[int, str]:
+        """Logged models of a trial's candidates, whole or not."""
+        of_trial = f"tags.`{STUDY_ID_TAG}` = '{self._study_id}' AND tags.`{TRIAL_TAG}` = '{trial}'"
+        found = _all_models(self._client, self._experiment_id, of_trial)
+        return {int(model.tags[CANDIDATE_TAG]): str(model.model_id) for model in found}
+
+    def _create_candidate(self, run_id: str, event: Event) -> str:
+        number = event.data["number"]
+        model = self._client.create_logged_model(
+            self._experiment_id,
+            name=f"{self._name.replace('.', '-')}-{event.trial:04d}-{number}",  # MLflow takes no dots here
+            source_run_id=run_id,
+            tags={
+                STUDY_TAG: self._name, STUDY_ID_TAG: self._study_id, TRIAL_TAG: str(event.trial), CANDIDATE_TAG: str(number),
+                PREFIX + "step": str(event.data["step"]),
+            },
+            params={key: str(value)[:_MAX_MODEL_PARAM] for key, value in event.data["params"].items()},
+            model_type="narrow-study",
+        )  # fmt: skip
+        return str(model.model_id)
 
     def _start_ms(self, run_id: str, trial: int | None) -> int:
         key = PARENT if trial is None else trial
@@ -259,6 +308,26 @@ def _study_experiments(client: mlflow.MlflowClient) -> list[Experiment]:
     return [found for found in client.search_experiments() if STUDY_TAG in found.tags]
 
 
+def read_candidates(tracking_uri: str, experiment_id: str) -> list[LoggedModel]:
+    """The candidates of a study's trials that are ready, by trial and number."""
+    found = _all_models(mlflow.MlflowClient(tracking_uri), experiment_id)
+    ready = [model for model in found if model.status == "READY" and CANDIDATE_TAG in model.tags]
+    # a page may repeat models of the one before, since the newest come first and a study that runs makes more
+    by_place = {(int(model.tags[TRIAL_TAG]), int(model.tags[CANDIDATE_TAG])): model for model in ready}
+    return [by_place[place] for place in sorted(by_place)]
+
+
+def _all_models(client: mlflow.MlflowClient, experiment_id: str, condition: str | None = None) -> list[LoggedModel]:
+    models: list[LoggedModel] = []
+    token: str | None = None
+    while True:
+        page = client.search_logged_models([experiment_id], condition, max_results=_MODELS_PAGE, page_token=token)
+        models += page
+        token = page.token
+        if not token:
+            return models
+
+
 def metric_history(tracking_uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
     """(step, value) of one metric of one run, by step."""
     history = mlflow.MlflowClient(tracking_uri).get_metric_history(run_id, metric)
@@ -276,6 +345,12 @@ def download_model(tracking_uri: str, run_id: str, destination: Path) -> Path:
         raise UserError(f"a trial must have finished to have a model, but run {run_id} has none; see `study status`")
     destination.mkdir(parents=True, exist_ok=True)
     return Path(client.download_artifacts(run_id, "model", str(destination)))
+
+
+def download_candidate(tracking_uri: str, model_id: str, destination: Path) -> Path:
+    """Copy the model folder of a candidate out of MLflow."""
+    place = mlflow.MlflowClient(tracking_uri).get_logged_model(model_id).artifact_location
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=str(destination), tracking_uri=tracking_uri))
 
 
 def read_charts(tracking_uri: str, run_id: str, names: Sequence[str]) -> list[str]:

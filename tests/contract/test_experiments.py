@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from trainables.charts import Chart, chart_files
-from trainables.experiment import Experiment, build_experiment
+from trainables.experiment import Candidate, Experiment, build_experiment
 from trainables.model_files import load_model, save_model
 from trainables.registry import EXPERIMENTS, load_experiment
 from trainables.storage import Folder
@@ -31,10 +31,15 @@ def make(experiment_class: type[Experiment]) -> Experiment:
 
 
 def run(experiment: Experiment) -> list[dict[str, float]]:
-    reports = []
+    return run_with_candidates(experiment)[0]
+
+
+def run_with_candidates(experiment: Experiment) -> tuple[list[dict[str, float]], list[Candidate]]:
+    reports, candidates = [], []
     while experiment.progress < 1.0:
         reports.append(experiment.step())
-    return reports
+        candidates += experiment.candidates()
+    return reports, candidates
 
 
 def test_same_config_gives_the_same_numbers(experiment_class):
@@ -48,16 +53,21 @@ def test_numbers_do_not_depend_on_global_generators(experiment_class):
 
 
 def test_saving_and_loading_at_every_step_changes_nothing(experiment_class):
-    interrupted, reports = make(experiment_class), []
+    interrupted, reports, candidates = make(experiment_class), [], []
     while interrupted.progress < 1.0:
         reports.append(interrupted.step())
+        candidates += interrupted.candidates()
         stored = io.BytesIO()
         torch.save(interrupted.state_dict(), stored)
         stored.seek(0)
         interrupted = make(experiment_class)
         interrupted.load_state_dict(torch.load(stored, weights_only=True))
     straight = make(experiment_class)
-    assert reports == run(straight)
+    expected_reports, expected_candidates = run_with_candidates(straight)
+    assert reports == expected_reports
+    for ours, theirs in zip(candidates, expected_candidates, strict=True):
+        assert (ours.number, ours.metrics, ours.tensors.keys()) == (theirs.number, theirs.metrics, theirs.tensors.keys())
+        assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors)
     for name, tensor in straight.model_tensors().items():
         assert torch.equal(tensor, interrupted.model_tensors()[name]), name
 
@@ -112,6 +122,22 @@ def test_models_survive_their_files(experiment_class, tmp_path):
     for loaded, expected in zip(networks(load_model(tmp_path)), networks(direct), strict=True):
         for ours, theirs in zip(loaded.parameters(), expected.parameters(), strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_candidates_are_numbered_over_all_steps_have_exactly_the_declared_metrics_and_survive_their_files(
+    experiment_class, tmp_path
+):
+    config, declared = experiment_class.Config.tiny(), {metric.name for metric in experiment_class.METRICS}
+    name = next(name for name in EXPERIMENTS if load_experiment(name) is experiment_class)
+    for number, candidate in enumerate(run_with_candidates(make(experiment_class))[1]):
+        assert candidate.number == number
+        assert candidate.metrics.keys() == declared
+        assert all(abs(value) < float("inf") for value in candidate.metrics.values())
+        save_model(Folder(tmp_path), name, config, candidate.tensors)
+        direct = experiment_class.rebuild(config, candidate.tensors)
+        for loaded, expected in zip(networks(load_model(tmp_path)), networks(direct), strict=True):
+            for ours, theirs in zip(loaded.parameters(), expected.parameters(), strict=True):
+                assert torch.equal(ours, theirs)
 
 
 def test_charts_of_a_finished_trial_have_names_of_their_own_and_survive_json(experiment_class):

@@ -121,13 +121,6 @@ def test_a_place_where_nothing_can_be_drawn_is_the_users_mistake(tmp_path):
         draw_chart(chart(), tmp_path / "file" / "c.png")
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A tracking URI; making its tables takes seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    yield f"sqlite:///{folder}/mlflow.db"
-
-
 @pytest.fixture
 def told(store, tmp_path, request):
     """Tell MLflow, twice, that trial 0 of a study ended; return the study as it is there, and the trial's artifacts."""

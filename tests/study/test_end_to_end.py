@@ -1,5 +1,6 @@
 """One study from launch to front, through Ray, Optuna and MLflow as they are."""
 
+import io
 import json
 import math
 
@@ -142,6 +143,67 @@ def test_a_trained_network_comes_out_of_mlflow_and_works(t1, home):
     assert len(networks) == 2
     assert sum(p.numel() for p in networks[0].parameters()) == row.metrics["parameters"]
     assert networks[0](torch.zeros(1, networks[0][0].in_features)).shape == (1, 2)
+
+
+CURVES = """
+import dataclasses, torch
+from search_spaces.space import StudySpace
+from trainables.experiment import Candidate, Experiment, Metric
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    x: float
+
+class Curve(Experiment):
+    Config = Config
+    METRICS = (Metric(name="loss", goal="min", unit="1", meaning="x."), Metric(name="size", goal="min", unit="1", meaning="-"))
+    progress = property(lambda self: self.steps / 3)
+
+    def __init__(self, config, *, device):
+        self.config, self.steps = config, 0
+
+    def step(self):
+        self.steps += 1
+        return {"loss": 9.0, "size": 9.0}
+
+    def candidates(self):
+        number = self.steps - 1
+        metrics = {"loss": self.config.x + number, "size": 3.0 - number}
+        return [Candidate(number=number, metrics=metrics, tensors={"x": torch.tensor([self.config.x, number])})]
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+    def model_tensors(self):
+        return {"x": torch.zeros(1)}
+
+    @classmethod
+    def rebuild(cls, config, tensors):
+        return tensors["x"].tolist()
+
+def space():
+    return StudySpace(
+        experiment="curves:Curve", suggest=lambda trial: {"x": trial.suggest_categorical("x", [0.25, 0.5])},
+        objectives=("loss", "size"), constraints=("loss <= 2",), representative="size",
+        first_trials=({"x": 0.25}, {"x": 0.5}), num_trials=2,
+    )
+"""
+
+
+def test_a_trial_that_is_a_curve_offers_each_of_its_models(home, tmp_path):
+    (tmp_path / "curves.py").write_text(CURVES)
+    told = io.StringIO()
+    console = Console(file=told, width=200)
+    assert launch("curves:space", name="c1", max_concurrent=1, home=home, modules=tmp_path, console=console).num_finished == 2
+    assert "trial 0.1 finished: loss = 1.25, size = 2" in told.getvalue()
+    front = open_study("c1", home=home).front()
+    assert [row.label for row in front.rows] == ["0.0", "0.1"]
+    assert [row.label for row in front.dominated] == ["1.0", "1.1"]
+    assert [row.label for row in front.infeasible] == ["0.2", "1.2"]
+    assert open_study("c1", home=home).load_model(0, 1) == [0.25, 1.0]
 
 
 def test_the_same_seed_gives_the_same_study_under_another_name(t1, home):

@@ -53,6 +53,8 @@ def test_closing_a_session_interrupts_exactly_the_trials_that_are_open(outbox):
     outbox.put("trial_end", "trial/0/end/1", {}, trial=0)
     outbox.put("trial_interrupted", "trial/1/interrupted/1", {"tags": {}}, trial=1)
     start(outbox, 1, attempt=2)
+    outbox.put("measurement", "trial/1/step/1", {"step": 1}, trial=1)
+    outbox.put("candidate", "trial/2/candidate/0", {"number": 0}, trial=2)
     outbox.close_session(session)
     assert kinds(outbox)[-3:] == [("trial_interrupted", 2), ("trial_interrupted", 1), ("session_end", None)]
 

@@ -47,6 +47,15 @@ def test_ends_are_remembered(open_record):
     assert [(trial.values, trial.feasible) for trial in again.past] == [([100.0, 5.0], True), ([100.0, 5.0], False)]
 
 
+def test_a_trial_that_a_candidate_stands_for_says_which(open_record):
+    record = open_record()
+    record.draw()
+    record.draw()
+    record.finish(0, METRICS, candidate=4)
+    record.finish(1, METRICS)
+    assert [(trial.number, trial.candidate) for trial in open_record().past] == [(0, 4), (1, None)]
+
+
 def test_an_interrupted_study_draws_what_an_uninterrupted_one_draws(open_record):
     def drive(record, numbers):
         drawn = []

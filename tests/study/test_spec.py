@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,25 @@ def test_a_fixed_value_a_range_an_objective_and_a_constraint_are_part_of_the_ide
     assert len({spec(space).hash for space in [original, *changed]}) == 5
 
 
+def test_a_representative_is_part_of_the_identity_and_its_absence_is_none(tmp_path):
+    chosen = spec(dataclasses.replace(cmsp_curriculum.tiny(), representative="parameters"))
+    assert chosen.identity["representative"] == {"parameters": "min"}
+    assert "representative" not in spec().identity
+    assert chosen.hash != spec().hash
+    file = tmp_path / "spec.json"
+    chosen.save(file)
+    assert StudySpec.load(file) == chosen
+
+
+def test_a_spec_from_before_there_was_a_representative_loads_as_the_same_study(tmp_path):
+    file = tmp_path / "spec.json"
+    spec().save(file)
+    fields = json.loads(file.read_text())
+    del fields["description"]["representative"]
+    file.write_text(json.dumps(fields))
+    assert StudySpec.load(file) == spec()
+
+
 def test_the_same_space_written_otherwise_has_the_same_identity():
     original = cmsp_curriculum.tiny()
     rewritten = dataclasses.replace(original, suggest=lambda trial: dict(sorted(original.suggest(trial).items())))
@@ -76,6 +96,8 @@ def test_a_difference_is_shown_by_its_name():
     [
         ({"objectives": ("accuracy",)}, r"an objective must be a metric of cmsp_curriculum that has a goal, but got 'accuracy'"),
         ({"constraints": ("accuracy >= 1",)}, "a constraint must bound a metric of cmsp_curriculum"),
+        ({"representative": "accuracy"}, "a representative must be a metric of cmsp_curriculum that has a goal"),
+        ({"representative": "updates_per_second"}, "a representative must be a metric of cmsp_curriculum that has a goal"),
         ({"experiment": "cmsp"}, "experiment must be one of cmsp_curriculum"),
         ({"experiment": "nowhere:Thing"}, "must be importable"),
         ({"experiment": "json:JSONDecoder"}, "must be a subclass"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ import torch
 from trainables.attempt import Attempt
 from trainables.charts import Chart, Panel, Series
 from trainables.cmsp.curriculum import CurriculumConfig
-from trainables.experiment import Experiment, Metric
+from trainables.experiment import Candidate, Experiment, Metric
 from trainables.model_files import load_model
-from trainables.protocol import Assignment, Report
+from trainables.protocol import Assignment, Measurement, Report
 from trainables.storage import Folder, StorageError
 
 HERE = Path(__file__).parent
@@ -114,6 +115,9 @@ class Odd(Experiment):
         progress: float = 0.5
         kind: str = "float"
         charts: tuple[str, ...] = ()
+        candidates: tuple[int, ...] = ()
+        candidate_loss: float = 0.25
+        candidate_metric: str = "loss"
 
     def __init__(self, config, *, device):
         self.config, self.steps = config, 0
@@ -138,6 +142,15 @@ class Odd(Experiment):
     @classmethod
     def rebuild(cls, config, tensors):
         return tensors
+
+    def candidates(self):
+        metrics = {self.config.candidate_metric: np.float64(self.config.candidate_loss)}
+        return [
+            Candidate(
+                number=2 * (self.steps - 1) + number, metrics=metrics, tensors={"x": torch.tensor([float(self.steps), number])}
+            )
+            for number in self.config.candidates
+        ]
 
     def charts(self):
         if "bug" in self.config.charts:
@@ -194,6 +207,61 @@ def test_a_storage_that_keeps_no_charts_is_not_the_trials_failure(tmp_path):
     (tmp_path / "charts").write_text("a file where the folder should be")
     with pytest.raises(StorageError, match="must keep charts"):
         run(Attempt(assign_odd(tmp_path, charts=["a"])))
+
+
+def offers(report):
+    return [offer for measurement in report.measurements for offer in measurement.candidates]
+
+
+def test_a_candidate_is_a_model_on_disk_before_it_is_reported(tmp_path):
+    attempt = Attempt(assign_odd(tmp_path, candidates=[0, 1]))
+    first = attempt.advance()
+    assert offers(first) == [{"number": 0, "metrics": {"loss": 0.25}}, {"number": 1, "metrics": {"loss": 0.25}}]
+    assert sorted(path.name for path in (tmp_path / "candidates").iterdir()) == ["00000", "00001"]
+    assert load_model(tmp_path / "candidates" / "00001")["x"].tolist() == [1, 1]
+    assert [offer["number"] for offer in offers(attempt.advance())] == [2, 3]
+    assert load_model(tmp_path / "candidates" / "00002")["x"].tolist() == [2, 0]
+
+
+def test_candidates_are_told_again_by_the_next_attempt_and_counted_on(tmp_path):
+    first = Attempt(assign_odd(tmp_path, candidates=[0, 1]))
+    first.advance()
+    first.close()
+    report = Attempt(assign_odd(tmp_path, candidates=[0, 1])).advance()
+    assert [offer["number"] for offer in offers(report)] == [0, 1, 2, 3]
+    assert Report.from_json(report.to_json()) == report
+    finished = Attempt(assign_odd(tmp_path, candidates=[0, 1])).advance()
+    assert offers(finished) == offers(report)
+
+
+def test_measurements_of_an_older_checkpoint_have_no_candidates():
+    assert Measurement(**{"step": 1, "metrics": {}, "progress": 0.5}).candidates == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"candidates": [1]}, r"candidates must be numbered from 0, one by one, but got \[1\] where \[0\] should come"),
+        ({"candidates": [0], "candidate_metric": "other"}, "candidate 0 must have exactly METRICS"),
+        ({"candidates": [0], "candidate_loss": float("nan")}, "candidate 0 reported loss = nan"),
+    ],
+)
+def test_a_candidate_that_breaks_a_law_fails_the_trial(tmp_path, changes, error):
+    failure = run(Attempt(assign_odd(tmp_path, **changes)))[-1].failure
+    assert re.search(error, failure.error)
+    assert not (tmp_path / "candidates").exists()
+
+
+def test_a_step_whose_candidates_could_not_be_kept_is_made_again(tmp_path):
+    (tmp_path / "candidates").write_text("a file where the folder should be")
+    attempt = Attempt(assign_odd(tmp_path, progress=0.25, candidates=[0, 1]))
+    with pytest.raises(StorageError, match="must keep candidates"):
+        attempt.advance()
+    attempt.close()
+    (tmp_path / "candidates").unlink()
+    reports = run(Attempt(assign_odd(tmp_path, progress=0.25, candidates=[0, 1])))
+    assert [m.step for m in measurements(reports)] == [1, 2, 3, 4]
+    assert [offer["number"] for report in reports for offer in offers(report)] == list(range(8))
 
 
 def test_reports_and_assignments_survive_the_way(tmp_path):

@@ -32,7 +32,7 @@ from trainables.shared import Recipe
 
 
 class Narrowing(Experiment):
-    """One way, one size, several seeds.
+    """Which way to a narrow image classifier is cheapest? A trial is one way to one size, over several seeds.
 
     A network is done when its validation accuracy on the kept classes reaches the target at its final size; the trial is
     done when all are, or when the budget of datapoints is spent. A lasso run passes many sizes: those at which every
@@ -91,8 +91,15 @@ class Narrowing(Experiment):
         neurons = hidden_neurons(teacher)
         losses = [self._score_loss(seed)] if config.score_cost else []
         scores = SCORES[SCORE_OF[config.method]](teacher, neurons, losses, generator(seed, "random scores"))
-        sparsity = 1 - config.neurons / sum(config.teacher.widths)
-        return remove(teacher, neurons, choose_kept(scores, sparsity, per_layer=config.ranking == "per_layer"))
+        return remove(teacher, neurons, self._choose_kept(scores))
+
+    def _choose_kept(self, scores: list[Tensor]) -> list[Tensor]:
+        """Exactly as many neurons as the config says: ranked all together, or each layer its share."""
+        config = self.config
+        if config.ranking == "global":
+            return choose_kept(scores, 1 - config.neurons / sum(config.teacher.widths))
+        shares = [narrow / width for narrow, width in zip(config.narrow_widths, config.teacher.widths, strict=True)]
+        return [choose_kept([score_H], 1 - share)[0] for score_H, share in zip(scores, shares, strict=True)]
 
     def _score_loss(self, seed: int) -> CrossEntropy:
         order = torch.randperm(len(self._train), generator=generator(seed, "scores")).to(self.device)
@@ -105,7 +112,7 @@ class Narrowing(Experiment):
         for _ in range(self.config.checks_per_step):
             if self.progress < 1.0:
                 self._check()
-        return summarize(self._results())
+        return summarize(self.results())
 
     def _check(self) -> None:
         """Train for one interval, then see how far each network is."""
@@ -166,7 +173,7 @@ class Narrowing(Experiment):
             passed = [result for result in results if result is not None]
             if self.config.method == "group_lasso" and len(passed) == len(results) and not self._is_offered[level]:
                 self._is_offered[level] = True
-                complete[tuple(map(id, passed))] = passed
+                complete[tuple(result.datapoints for result in passed)] = passed
                 if level < len(self._levels) - 1:  # the files have them now
                     self._levels[level] = list[Result | None](dataclasses.replace(result, tensors={}) for result in passed)
         for passed in complete.values():
@@ -174,7 +181,7 @@ class Narrowing(Experiment):
             tensors = by_seed([result.tensors for result in passed])
             self._found.append(Candidate(number=number, metrics=summarize(passed), tensors=tensors))
 
-    def _results(self) -> list[Result]:
+    def results(self) -> list[Result]:
         """Of each seed: its network at its final size, or as it is now."""
         seen = {int(place): accuracy for place, _, _, accuracy in self._history}
         return [result or self._measure(place, seen[place], reached=False) for place, result in enumerate(self._levels[-1])]
@@ -234,6 +241,8 @@ def _dataset(config: NarrowingConfig) -> Dataset:
     num_kept = len(data.train.of_classes(config.kept_classes))
     law = "a batch must not be larger than the kept classes' training images"
     require(config.batch_size <= num_kept, law, config.batch_size, f"use {num_kept} or less")
+    law = "score_samples must not be more than the kept classes' training images"
+    require(config.score_cost <= num_kept, law, config.score_cost, f"use {num_kept} or less")
     return data
 
 

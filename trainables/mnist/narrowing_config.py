@@ -64,7 +64,7 @@ class NarrowingConfig:
     samples_budget: int = 50_000
     """Datapoints after which a network has failed, at least one check. Paper: 50000 for pruning."""
     candidate_ratio: float = 0.7
-    """Sizes that a lasso run offers as candidates: each this share of the one before, (0, 1)."""
+    """Sizes that a lasso run offers as candidates: each this share of the one before, (0, 0.99]."""
     num_seeds: int = 5
     """Networks of the trial, each with a teacher of its own. Paper: 10, and 50 from scratch, of one teacher."""
     seed: int = 0

@@ -6,7 +6,7 @@ them at zero. Numbers of a network may differ in their last bits in other compan
 Axes: P networks, H hidden units.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trainables.pruning.penalties import group_norms
 from trainables.pruning.surgery import mask, remove
+from trainables.pruning.units import Tensors
 from trainables.relu_networks import hidden_neurons, stack
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
@@ -30,7 +31,7 @@ class Population:
         tensors: of all networks, with the axis P in front.
     """
 
-    def __init__(self, networks: Sequence[Mapping[str, Tensor]], *, learning_rate: float, clip_norm: float) -> None:
+    def __init__(self, networks: Sequence[Tensors], *, learning_rate: float, clip_norm: float) -> None:
         self.tensors = stack(networks)
         self._learning_rate, self._clip_norm = learning_rate, clip_norm
         self._moments = [{name: torch.zeros_like(tensor) for name, tensor in self.tensors.items()} for _ in range(2)]
@@ -39,20 +40,22 @@ class Population:
     def __len__(self) -> int:
         return len(self.tensors["layer0.bias"])
 
-    def update(self, loss: Any) -> None:
-        """Make one Adam update of every network.
+    def gradients(self, loss: Callable[[Tensors], Tensor]) -> dict[str, Tensor]:
+        """Differentiate each network's own loss.
 
         Args:
             loss: function of tensors that returns loss_P.
-
-        Source: Kingma and Ba 2015; torch.optim.Adam's defaults.
         """
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.tensors.items()}
         gradients = torch.autograd.grad(loss(leaves).sum(), list(leaves.values()))
-        self._adam(dict(zip(leaves, gradients, strict=True)))
+        return dict(zip(leaves, gradients, strict=True))
 
     @torch.no_grad()
-    def _adam(self, gradients: Mapping[str, Tensor]) -> None:
+    def adam(self, gradients: Tensors) -> None:
+        """Make one Adam update of every network, its gradient clipped.
+
+        Source: Kingma and Ba 2015; torch.optim.Adam's defaults.
+        """
         self._num_updates += 1
         first_step, second_step = (1 - beta**self._num_updates for beta in _BETAS)
         scale_P = self._clipping(gradients)
@@ -65,7 +68,7 @@ class Population:
             denominator = (second / second_step).sqrt_().add_(_EPS)
             self.tensors[name].addcdiv_(first, denominator, value=-self._learning_rate / first_step)
 
-    def _clipping(self, gradients: Mapping[str, Tensor]) -> Tensor | None:
+    def _clipping(self, gradients: Tensors) -> Tensor | None:
         """What each network's gradient is multiplied with so that its norm is at most the law's."""
         if self._clip_norm == float("inf"):
             return None
@@ -91,20 +94,21 @@ class Population:
 
     def network(self, place: int) -> dict[str, Tensor]:
         """A copy of one network, without units that are zero."""
-        return self._cut(self.tensors, place, self._alive_of(place))
+        return self._cut(self.tensors, place, [alive_PH[place] for alive_PH in self.alive()])
 
     @torch.no_grad()
     def keep(self, places: Sequence[int]) -> None:
         """Go on with these networks alone, in tensors as small as their living units allow."""
-        alive = {place: self._alive_of(place) for place in places}
+        alive = [alive_PH[list(places)] for alive_PH in self.alive()]
+        widest = [int(alive_PH.sum(1).max()) for alive_PH in alive]
+        if len(places) == len(self) and widest == [alive_PH.shape[1] for alive_PH in alive]:
+            return
         self.tensors, *self._moments = (
-            stack([self._cut(tensors, place, alive[place]) for place in places]) for tensors in (self.tensors, *self._moments)
+            stack([self._cut(tensors, place, kept) for place, *kept in zip(places, *alive, strict=True)])
+            for tensors in (self.tensors, *self._moments)
         )
 
-    def _alive_of(self, place: int) -> list[Tensor]:
-        return [alive_PH[place] for alive_PH in self.alive()]
-
-    def _cut(self, tensors: Mapping[str, Tensor], place: int, alive: Sequence[Tensor]) -> dict[str, Tensor]:
+    def _cut(self, tensors: Tensors, place: int, alive: Sequence[Tensor]) -> dict[str, Tensor]:
         one = {name: tensor[place] for name, tensor in tensors.items()}
         return remove(one, hidden_neurons(one), alive)
 

@@ -4,6 +4,7 @@ Axes: P networks, N images, B samples, I pixels, H hidden units, O classes.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional
 from trainables.mnist.data import Images
 from trainables.mnist.narrowing_config import NarrowingConfig
 from trainables.mnist.population import Population
-from trainables.pruning.penalties import group_lasso, group_norms, proximal_step
+from trainables.pruning.penalties import add_group_lasso_gradient, group_norms, proximal_step
 from trainables.pruning.units import Tensors
 from trainables.randomness import generator
 from trainables.relu_networks import fold_constants, hidden_neurons, logits
@@ -56,8 +57,11 @@ class Training:
         """Make some updates of every network in training."""
         for _ in range(num_updates):
             place_PB = self._draw(self._update)
-            x_PBI, label_PB = self._images.batch(place_PB), self._images.label_N[place_PB]
-            self.population.update(lambda tensors, x=x_PBI, label=label_PB, at=place_PB: self._loss(tensors, x, label, at))
+            gradients = self.population.gradients(partial(self._loss, place_PB))
+            if any(self.in_lasso) and self._config.lasso_way == "mask":
+                tensors = self.population.tensors
+                add_group_lasso_gradient(tensors, gradients, hidden_neurons(tensors), self._strength_P())
+            self.population.adam(gradients)
             if any(self.in_lasso):
                 self._shrink()
             self._update += 1
@@ -72,10 +76,10 @@ class Training:
             self._epoch, self._order_PN = epoch, torch.stack(order).to(self._device)
         return self._order_PN[:, start : start + size]
 
-    def _loss(self, tensors: Tensors, x_PBI: Tensor, label_PB: Tensor, place_PB: Tensor) -> Tensor:
-        """What the method minimises: loss_P in nats."""
-        config = self._config
-        logit_PBO = logits(tensors, x_PBI)
+    def _loss(self, place_PB: Tensor, tensors: Tensors) -> Tensor:
+        """What the method minimises, but for the group lasso: loss_P in nats."""
+        config, label_PB = self._config, self._images.label_N[place_PB]
+        logit_PBO = logits(tensors, self._images.batch(place_PB))
         loss_P = _mean_by_network(
             functional.cross_entropy(logit_PBO.flatten(0, 1), label_PB.flatten(), reduction="none"), label_PB
         )
@@ -83,8 +87,6 @@ class Training:
             teacher_PBO = self._teacher_SNO[torch.tensor(self.places, device=self._device)[:, None], place_PB]
             soft_P = _mean_by_network(_divergence(logit_PBO, teacher_PBO, config.temperature).flatten(), label_PB)
             return config.alpha * loss_P + (1 - config.alpha) * config.temperature**2 * soft_P
-        if config.lasso_way == "mask" and any(self.in_lasso):
-            loss_P = loss_P + self._strength_P() * group_lasso(tensors, hidden_neurons(tensors))
         return loss_P
 
     def _strength_P(self) -> Tensor:

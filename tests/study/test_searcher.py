@@ -1,0 +1,130 @@
+"""The searcher without Ray's workers: what it hears of a trial's candidates, and whom it tells."""
+
+import dataclasses
+import sqlite3
+
+import pytest
+from test_spec import spec
+
+from search_spaces import cmsp_curriculum
+from study.home import Home
+from study.outbox import Outbox
+from study.record import TrialRecord
+from study.searcher import StudySearcher
+from trainables.protocol import Measurement, Report
+
+
+class Watcher:
+    """Remembers how trials finished."""
+
+    def __init__(self):
+        self.finished = []
+
+    def trial_finished(self, draw, metrics, candidate):
+        self.finished.append((draw.number, metrics, candidate))
+
+    def trial_started(self, *_): ...
+    def trial_measured(self, *_): ...
+
+
+@pytest.fixture
+def session(home):
+    """Begin a session of the study, as a launch or a resume does: (searcher, watcher, record)."""
+    Home().prepare()
+    folder = Home().study("s")
+    folder.path.mkdir(parents=True)
+    boxes = []
+
+    def begin(**changes):
+        space = dataclasses.replace(cmsp_curriculum.tiny(), **changes)
+        record, watcher = TrialRecord(folder, spec(space), space), Watcher()
+        boxes.append(Outbox(folder.outbox_file))
+        return StudySearcher(spec(space), record, boxes[-1], watcher, max_concurrent=lambda: 1), watcher, record
+
+    yield begin
+    for box in boxes:
+        box.close()
+
+
+def metrics(samples, parameters, converged=1.0):
+    return {"samples_to_convergence": samples, "parameters": parameters, "fraction_converged": converged}
+
+
+def offer(number, *values):
+    return {"number": number, "metrics": metrics(*values)}
+
+
+CURVE = [offer(0, 900.0, 5.0), offer(1, 300.0, 30.0), offer(2, 200.0, 20.0, 0.25)]
+STEPS = [
+    Measurement(step=1, metrics=metrics(1.0, 1.0), progress=0.5, candidates=CURVE[:2]),
+    Measurement(step=2, metrics=metrics(1.0, 1.0), progress=1.0, candidates=CURVE[2:]),
+]
+
+
+def report(trial, measurements, *, finished):
+    """What Tune hands on."""
+    fields = {"attempt": 1, "failure": None, "host": "h", "pid": 1}
+    return {"report": Report(trial=trial, measurements=measurements, finished=finished, **fields).to_json()}
+
+
+def events(kind):
+    with sqlite3.connect(Home().study("s").outbox_file) as connection:
+        keys = [key for (key,) in connection.execute("SELECT key FROM event ORDER BY seq")]
+    return [key for key in keys if f"/{kind}/" in key]
+
+
+def test_a_candidate_is_an_event_with_its_metrics_and_its_files(session, home):
+    searcher, _, _ = session()
+    searcher.suggest("t")
+    searcher.on_trial_result("t", report(0, STEPS[:1], finished=False))
+    box = Outbox(Home().study("s").outbox_file)
+    start, measured, first, second = box.pending(10)
+    box.close()
+    assert [event.kind for event in (measured, first, second)] == ["measurement", "candidate", "candidate"]
+    assert first.data == {
+        "number": 0, "metrics": CURVE[0]["metrics"], "step": 1, "params": start.data["params"],
+        "model": "/s/s/trials/00000/candidates/00000",
+    }  # fmt: skip
+    assert second.trial == 0
+
+
+@pytest.mark.parametrize(("representative", "candidate"), [(None, 1), ("parameters", 0)])
+def test_the_best_feasible_candidate_stands_for_its_trial(session, representative, candidate):
+    searcher, watcher, _ = session(representative=representative)
+    searcher.suggest("t")
+    searcher.on_trial_result("t", report(0, STEPS[:1], finished=False))
+    searcher.on_trial_complete("t", report(0, STEPS[1:], finished=True))
+    assert searcher.error is None
+    chosen = CURVE[candidate]["metrics"]
+    assert watcher.finished == [(0, chosen, candidate)]
+    (past,) = session(representative=representative)[2].past
+    assert (past.candidate, past.values, past.feasible) == (
+        candidate, [chosen["samples_to_convergence"], chosen["parameters"]], True,
+    )  # fmt: skip
+
+
+def test_a_trial_without_candidates_stands_for_itself(session):
+    searcher, watcher, _ = session(representative="parameters")
+    searcher.suggest("t")
+    searcher.on_trial_complete("t", report(0, [dataclasses.replace(step, candidates=[]) for step in STEPS], finished=True))
+    assert watcher.finished == [(0, metrics(1.0, 1.0), None)]
+
+
+def test_a_trial_that_is_handed_out_again_after_its_last_step_tells_nothing_twice(session, monkeypatch):
+    searcher, _, record = session()
+    searcher.suggest("t")
+
+    def die(*_):
+        raise OSError("the driver dies between the outbox and the record")
+
+    monkeypatch.setattr(record, "finish", die)
+    searcher.on_trial_complete("t", report(0, STEPS, finished=True))
+    assert searcher.error is not None
+    before = events("candidate")
+    assert before == [f"trial/0/candidate/{number}" for number in range(3)]
+    again, watcher, _ = session()
+    again.suggest("t")
+    again.on_trial_complete("t", report(0, STEPS, finished=True))
+    assert events("candidate") == before
+    assert events("step") == ["trial/0/step/1", "trial/0/step/2"]
+    assert watcher.finished == [(0, CURVE[1]["metrics"], 1)]
