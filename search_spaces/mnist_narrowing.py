@@ -42,7 +42,7 @@ def cpu(data_dir: str | None = None) -> StudySpace:
     else:  # more images: fewer epochs, and as few checks as the paper makes, for each reads thousands
         teacher, fixed = {"widths": [200, 200], "epochs": 5}, {}
     first = _first_trials(neurons=80, learning_rate=3e-3)
-    return _space(data_dir, {"teacher": teacher, **fixed}, sizes=(20, 400), num_trials=36, first_trials=first)
+    return _space(data_dir, {"teacher": teacher, **fixed}, sizes=(20, 400), num_trials=100, first_trials=first)
 
 
 def paper(data_dir: str | None = None) -> StudySpace:

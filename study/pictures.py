@@ -16,6 +16,7 @@ _VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (223, 210
 _OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Colours that the colour-blind tell apart; the yellow, faint on white, is left out."""
 _SIZES = {"infeasible": 42, "dominated": 42, "front": 95}
+_MARGIN = 0.06
 _OPACITIES = {"infeasible": 0.9, "dominated": 0.5, "front": 1.0}
 _NEUTRAL = "#8a90a0"
 _MAX_LEGEND_COLORS = 9
@@ -87,13 +88,31 @@ def _mix(share: float) -> str:
 def _marks(study: Study, front: Front, colors: dict[Any, str], x: Objective, y: Objective) -> list[_Mark]:
     """Every model that has a place in a panel."""
     marks = []
+    edges = {objective: _edges(study, front, objective) for objective in (x, y)}
     for kind, rows in _kinds(front).items():
         for group, color in colors.items():
             members = [row for row in _placed(study, rows, x, y) if _group(study, row) == group]
             if members:
-                places = ([float(_value(row, objective.metric)) for row in members] for objective in (x, y))
+                places = [[float(_value(row, objective.metric)) for row in members] for objective in (x, y)]
+                if kind == "infeasible":
+                    places = [
+                        [min(max(value, low), high) for value in values]
+                        for values, (low, high) in zip(places, edges.values(), strict=True)
+                    ]
                 marks.append(_Mark(kind, color, _told(study, group) if study.color_by else kind, members, *places))
     return marks
+
+
+def _edges(study: Study, front: Front, objective: Objective) -> tuple[float, float]:
+    """How far an axis reaches: a little beyond all models that are compared. An infeasible one further off stands at the edge."""
+    rows = _placed(study, [*front.rows, *front.dominated], objective)
+    values = [float(_value(row, objective.metric)) for row in rows]
+    if len(set(values)) < 2:
+        return -math.inf, math.inf
+    is_log = objective.metric in study.log_scale
+    low, high = (math.log(end) if is_log else end for end in (min(values), max(values)))
+    edges = low - _MARGIN * (high - low), high + _MARGIN * (high - low)
+    return (math.exp(edges[0]), math.exp(edges[1])) if is_log else edges
 
 
 def _placed(study: Study, rows: Sequence[TrialRow], *objectives: Objective) -> list[TrialRow]:

@@ -86,7 +86,7 @@ def test_the_command_surface_grows_only_on_purpose():
     }
     assert surface == {
         "launch": {
-            "--name", "--trials", "--time-budget", "--seed", "--sampler", "--max-concurrent", "--cpus-per-trial",
+            "--name", "--set", "--trials", "--time-budget", "--seed", "--sampler", "--max-concurrent", "--cpus-per-trial",
             "--gpus-per-trial", "--address", "--storage", "--tracking-uri",
         },
         "resume": {"--trials", "--time-budget", "--max-concurrent", "--address"},

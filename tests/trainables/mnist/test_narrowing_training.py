@@ -70,7 +70,7 @@ def drawn(num_updates, **changes):
     """place_UPB of every update of a training."""
     watched = Watched()
     make(watched=watched, **changes).run(num_updates)
-    return torch.stack(watched.places)
+    return torch.stack([place_PB for place_PB in watched.places if place_PB.dim() == 2])  # the teachers are asked for all at once
 
 
 def next_gradients(training):
@@ -148,7 +148,7 @@ def test_seeds_draw_orders_of_their_own_whatever_their_company():
 
 @pytest.mark.parametrize("changes", [{"method": "distillation"}, {"method": "group_lasso"}, {"learning_rate": 1e-4}])
 def test_all_methods_draw_the_same_images(changes):
-    assert torch.equal(drawn(EPOCH + 2, **changes)[-EPOCH:], drawn(EPOCH + 2)[-EPOCH:])
+    assert torch.equal(drawn(EPOCH + 2, **changes), drawn(EPOCH + 2))
 
 
 @pytest.mark.parametrize("method", ["from_scratch", "random", "weight_norm", "attribution"])
@@ -294,15 +294,15 @@ def test_the_proximal_way_shortens_groups_by_rate_times_strength_and_leaves_the_
     teacher = TeacherConfig(widths=(6,))
     networks = [network(seed, (6,)) for seed in range(2)]
     training = make(
-        networks, num_seeds=2, teacher=teacher, method="group_lasso", lasso_way="proximal", lasso_strength=60.0, neurons=2
+        networks, num_seeds=2, teacher=teacher, method="group_lasso", lasso_way="proximal", lasso_strength=70.0, neurons=2
     )
     (units,) = hidden_neurons(training.population.tensors)
     before_PH = group_norms(training.population.tensors, units)
-    assert 0 < (before_PH <= 0.01 * 60.0).sum() < 12
+    assert 0 < (before_PH <= 0.01 * 70.0).sum() < 12
     assert_gradients_are_of(training, lambda row, model, x, label, place: cross_entropy(model(x), label))
     after_PH = group_norms(training.population.tensors, units)
-    torch.testing.assert_close(after_PH, (before_PH - 0.6).clamp(min=0), rtol=1e-5, atol=1e-6)
-    assert torch.equal(after_PH == 0, before_PH <= 0.6)
+    torch.testing.assert_close(after_PH, (before_PH - 0.7).clamp(min=0), rtol=1e-5, atol=1e-6)
+    assert torch.equal(after_PH == 0, before_PH <= 0.7)
 
 
 def test_the_proximal_way_makes_exact_zeros_that_stay_and_ends_at_its_size():

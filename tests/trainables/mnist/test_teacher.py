@@ -117,7 +117,7 @@ def test_a_teacher_learns_all_classes_and_has_the_shapes_of_its_widths(data):
     }
     assert not any(tensor.requires_grad for tensor in tensors.values())
     assert share_right(tensors, data.test) > 0.6  # 0.1 by guessing
-    assert share_right(tensors, data.train) > 0.9
+    assert share_right(tensors, data.train) > 0.8
 
 
 @pytest.mark.parametrize("accuracies", [(0.5, 0.7, 0.6, 0.1), (0.5, 0.7, 0.7, 0.7)])
