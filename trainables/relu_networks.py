@@ -93,7 +93,7 @@ def fold_constants(tensors: Tensors, layer: int, gone_H: Tensor) -> None:
 def stack(networks: Sequence[Tensors]) -> dict[str, Tensor]:
     """Lay networks without axes in front side by side: tensors_P.... Those with fewer units get units of zeros."""
     stacked = {}
-    for name, first in networks[0].items():
+    for name, first in sorted(networks[0].items()):  # a file gives names in any order, and sums over them round by it
         shapes = [network[name].shape for network in networks]
         stacked[name] = first.new_zeros(len(networks), *map(max, zip(*shapes, strict=True)))
         for place, network in enumerate(networks):
@@ -119,7 +119,8 @@ def modules(tensors: Tensors) -> torch.nn.Sequential:
 
 def for_modules(tensors: Tensors) -> dict[str, Tensor]:
     """Turn tensors, with or without axes in front, to the orientation that `modules` takes; copies."""
-    return {name: (tensor.mT if name.endswith("weight") else tensor).contiguous() for name, tensor in tensors.items()}
+    turned = {name: tensor.mT if name.endswith("weight") else tensor for name, tensor in tensors.items()}
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in turned.items()}
 
 
 def by_seed(networks: Sequence[Tensors]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from trainables.charts import Chart, chart_files
 from trainables.experiment import Candidate, Experiment, build_experiment
 from trainables.model_files import load_model, save_model
 from trainables.registry import EXPERIMENTS, load_experiment
+from trainables.shared import Shared
 from trainables.storage import Folder
 
 CPU = torch.device("cpu")
@@ -26,8 +28,14 @@ def experiment_class(request: pytest.FixtureRequest) -> type[Experiment]:
     return load_experiment(request.param)
 
 
-def make(experiment_class: type[Experiment]) -> Experiment:
-    return build_experiment(experiment_class, experiment_class.Config.tiny(), device=CPU)
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[type[Experiment]], Experiment]:
+    shared = Shared(Folder(tmp_path_factory.mktemp("shared")))
+
+    def make_tiny(experiment_class: type[Experiment]) -> Experiment:
+        return build_experiment(experiment_class, experiment_class.Config.tiny(), device=CPU, shared=shared)
+
+    return make_tiny
 
 
 def run(experiment: Experiment) -> list[dict[str, float]]:
@@ -42,17 +50,17 @@ def run_with_candidates(experiment: Experiment) -> tuple[list[dict[str, float]],
     return reports, candidates
 
 
-def test_same_config_gives_the_same_numbers(experiment_class):
+def test_same_config_gives_the_same_numbers(experiment_class, make):
     assert run(make(experiment_class)) == run(make(experiment_class))
 
 
-def test_numbers_do_not_depend_on_global_generators(experiment_class):
+def test_numbers_do_not_depend_on_global_generators(experiment_class, make):
     first = run(make(experiment_class))
     torch.manual_seed(12345)
     assert run(make(experiment_class)) == first
 
 
-def test_saving_and_loading_at_every_step_changes_nothing(experiment_class):
+def test_saving_and_loading_at_every_step_changes_nothing(experiment_class, make):
     interrupted, reports, candidates = make(experiment_class), [], []
     while interrupted.progress < 1.0:
         reports.append(interrupted.step())
@@ -72,7 +80,7 @@ def test_saving_and_loading_at_every_step_changes_nothing(experiment_class):
         assert torch.equal(tensor, interrupted.model_tensors()[name]), name
 
 
-def test_a_state_is_a_snapshot_that_later_steps_leave_alone(experiment_class):
+def test_a_state_is_a_snapshot_that_later_steps_leave_alone(experiment_class, make):
     experiment = make(experiment_class)
     experiment.step()
     state = experiment.state_dict()
@@ -82,14 +90,14 @@ def test_a_state_is_a_snapshot_that_later_steps_leave_alone(experiment_class):
     assert run(again) == rest
 
 
-def test_step_returns_exactly_the_declared_metrics_all_finite(experiment_class):
+def test_step_returns_exactly_the_declared_metrics_all_finite(experiment_class, make):
     declared = {metric.name for metric in experiment_class.METRICS}
     for report in run(make(experiment_class)):
         assert report.keys() == declared
         assert all(abs(value) < float("inf") for value in report.values())
 
 
-def test_progress_never_falls_and_ends_at_exactly_one(experiment_class):
+def test_progress_never_falls_and_ends_at_exactly_one(experiment_class, make):
     experiment, seen = make(experiment_class), [0.0]
     while experiment.progress < 1.0:
         experiment.step()
@@ -113,7 +121,7 @@ def test_every_config_field_is_documented(experiment_class):
         assert following.strip().startswith('"""'), f"{field.name} needs a line: meaning, unit, range, the paper's value"
 
 
-def test_models_survive_their_files(experiment_class, tmp_path):
+def test_models_survive_their_files(experiment_class, make, tmp_path):
     experiment = make(experiment_class)
     run(experiment)
     name = next(name for name in EXPERIMENTS if load_experiment(name) is experiment_class)
@@ -125,7 +133,7 @@ def test_models_survive_their_files(experiment_class, tmp_path):
 
 
 def test_candidates_are_numbered_over_all_steps_have_exactly_the_declared_metrics_and_survive_their_files(
-    experiment_class, tmp_path
+    experiment_class, make, tmp_path
 ):
     config, declared = experiment_class.Config.tiny(), {metric.name for metric in experiment_class.METRICS}
     name = next(name for name in EXPERIMENTS if load_experiment(name) is experiment_class)
@@ -140,7 +148,7 @@ def test_candidates_are_numbered_over_all_steps_have_exactly_the_declared_metric
                 assert torch.equal(ours, theirs)
 
 
-def test_charts_of_a_finished_trial_have_names_of_their_own_and_survive_json(experiment_class):
+def test_charts_of_a_finished_trial_have_names_of_their_own_and_survive_json(experiment_class, make):
     experiment = make(experiment_class)
     run(experiment)
     charts = experiment.charts()
@@ -151,7 +159,7 @@ def networks(rebuilt: Any) -> list[torch.nn.Module]:
     return list(rebuilt) if isinstance(rebuilt, list | tuple) else [rebuilt]
 
 
-def test_tiny_ends_within_ten_seconds(experiment_class):
+def test_tiny_ends_within_ten_seconds(experiment_class, make):
     start = time.monotonic()
     run(make(experiment_class))
     assert time.monotonic() - start < 10

@@ -182,7 +182,7 @@ class Narrowing(Experiment):
             self._found.append(Candidate(number=number, metrics=summarize(passed), tensors=tensors))
 
     def results(self) -> list[Result]:
-        """Of each seed: its network at its final size, or as it is now."""
+        """Of each seed, once a step is made: its network at its final size, or as it is now."""
         seen = {int(place): accuracy for place, _, _, accuracy in self._history}
         return [result or self._measure(place, seen[place], reached=False) for place, result in enumerate(self._levels[-1])]
 

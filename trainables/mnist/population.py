@@ -101,7 +101,7 @@ class Population:
         """Go on with these networks alone, in tensors as small as their living units allow."""
         alive = [alive_PH[list(places)] for alive_PH in self.alive()]
         widest = [int(alive_PH.sum(1).max()) for alive_PH in alive]
-        if len(places) == len(self) and widest == [alive_PH.shape[1] for alive_PH in alive]:
+        if list(places) == list(range(len(self))) and widest == [alive_PH.shape[1] for alive_PH in alive]:
             return
         self.tensors, *self._moments = (
             stack([self._cut(tensors, place, kept) for place, *kept in zip(places, *alive, strict=True)])

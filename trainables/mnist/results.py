@@ -22,7 +22,7 @@ METRICS = (
         goal="min",
         unit="samples",
         meaning="training images read until the target accuracy was reached, those of the scores included, the teacher's not; "
-        "the whole budget of a network that never did; mean over seeds",
+        "of a network that never did, all that it read; mean over seeds",
     ),
     Metric(name="neurons_kept", goal="min", unit="neurons", meaning="hidden neurons that are not zero, mean over seeds"),
     Metric(name="parameters_kept", goal="min", unit="parameters", meaning="parameters without dead neurons, mean over seeds"),

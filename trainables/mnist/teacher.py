@@ -32,7 +32,7 @@ class TeacherConfig:
     dropout: float = 0.2
     """Share of the hidden activations dropped in training, [0, 1). Paper: 0.2."""
     learning_rate: float = 1e-3
-    """Adam's, > 0; halved when validation accuracy has not risen for 2 epochs. Paper: 1e-3."""
+    """Adam's, > 0; halved when validation accuracy has not risen for more than 2 epochs. Paper: 1e-3."""
     weight_decay: float = 1e-4
     """Adam's L2 penalty, >= 0. Paper: 1e-4."""
     batch_size: int = 128

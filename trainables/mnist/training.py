@@ -41,7 +41,8 @@ class Training:
         self._config, self._images = config, images
         self.population = Population(networks, learning_rate=config.learning_rate, clip_norm=config.clip_norm)
         self.places = list(range(config.num_seeds))
-        self.in_lasso = [config.method == "group_lasso"] * config.num_seeds
+        narrows = config.method == "group_lasso" and config.neurons < sum(config.teacher.widths)
+        self.in_lasso = [narrows] * config.num_seeds
         self._device = images.label_N.device
         self._epoch, self._order_PN = -1, torch.empty(0)
         self._update = 0

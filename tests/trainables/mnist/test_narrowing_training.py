@@ -384,6 +384,21 @@ def test_a_training_goes_on_from_its_state_at_any_update_exactly(changes):
         assert min(counts(straight)) < 11
 
 
+def test_a_training_goes_back_to_a_state_of_its_own():
+    """To networks that have left since, in the same epoch."""
+    training, straight = make(), make()
+    training.run(2)
+    state = training.state_dict()
+    training.run(1)
+    training.keep([2])
+    training.run(1)
+    training.load_state_dict(state)
+    training.run(2)
+    straight.run(4)
+    assert training.places == [0, 1, 2]
+    assert all(torch.equal(tensor, training.population.tensors[name]) for name, tensor in straight.population.tensors.items())
+
+
 def test_many_updates_at_once_are_those_one_by_one():
     once, single = make(method="distillation"), make(method="distillation")
     once.run(EPOCH + 2)
