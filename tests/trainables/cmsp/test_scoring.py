@@ -34,7 +34,7 @@ def open_gates(tensors):
 def test_with_open_gates_the_loss_is_torchs_cross_entropy_of_the_network(widths):
     _, tensors = make(widths=widths)
     loss = batch()
-    expected = torch.nn.functional.cross_entropy(modules(for_modules(tensors))(loss.x_BI), loss.y_B)
+    expected = torch.nn.functional.cross_entropy(modules(for_modules(tensors))(loss.x_BI), loss.label_B)
     torch.testing.assert_close(loss(tensors, open_gates(tensors)), expected.detach())
 
 
@@ -62,7 +62,7 @@ def test_gates_for_every_sample_are_gates_of_that_sample():
     by_sample = {name: gate.expand(50, -1).clone() for name, gate in gates.items()}
     by_sample["layer0"][:25, 3] = 0.0
     gates["layer0"][3] = 0.0
-    halves = [CrossEntropy(loss.x_BI[part], loss.y_B[part]) for part in (slice(25), slice(25, 50))]
+    halves = [CrossEntropy(loss.x_BI[part], loss.label_B[part]) for part in (slice(25), slice(25, 50))]
     expected = (halves[0](tensors, gates) + halves[1](tensors, open_gates(tensors))) / 2
     torch.testing.assert_close(loss(tensors, by_sample), expected)
 
