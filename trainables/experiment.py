@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trainables.charts import Chart
-from trainables.shared import Recipe, Shared
+from trainables.shared import Recipe, Shared, make_alone
 
 Goal = Literal["min", "max"]
 
@@ -139,7 +139,8 @@ def build_experiment(
     needs = experiment_class.needs(config)
     if not needs:
         return experiment_class(config, device=device)
-    given = {name: recipe.make(device) if shared is None else shared.get(recipe, device) for name, recipe in needs.items()}
+    get = make_alone if shared is None else shared.get
+    given = {name: get(recipe, device) for name, recipe in needs.items()}
     with_given: Any = experiment_class  # not every experiment takes what only some need
     made: Experiment = with_given(config, device=device, given=given)
     return made

@@ -40,11 +40,14 @@ class Recipe:
             version number of the code that makes it): equal ingredients, equal tensors.
         make: makes it, on the device given; returns named tensors, on any device. It draws from generators of its own, never
             from torch's global one: a trial's numbers must not depend on whether it was the one that made.
+        needs: what it is made of and is itself made once, such as a corpus; `make` then has a second argument, the tensors of
+            each by name.
     """
 
     name: str
     ingredients: Mapping[str, Any]
-    make: Callable[[torch.device], dict[str, Tensor]]
+    make: Callable[..., dict[str, Tensor]]
+    needs: "Mapping[str, Recipe]" = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         law = "a recipe's name must be 1 to 100 letters, digits, '-' and '_'"
@@ -60,7 +63,9 @@ class Recipe:
         """
         law, remedy = f"the ingredients of {self.name} must be JSON values", "use text, numbers, lists and dicts"
         try:
-            content = {"name": self.name, "ingredients": dict(self.ingredients)}
+            content: dict[str, Any] = {"name": self.name, "ingredients": dict(self.ingredients)}
+            if self.needs:
+                content["needs"] = {name: recipe.key for name, recipe in self.needs.items()}
             text = json.dumps(content, sort_keys=True, allow_nan=False, separators=(",", ":"))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{law}, but {error}; {remedy}") from error
@@ -123,7 +128,7 @@ class Shared:
             if tensors is not None:
                 return tensors
             self._drop_damaged(name)
-        data = _make(recipe, device)
+        data = _make(recipe, device, self.get)
         name = f"{recipe.key}-{_digest(data)}.safetensors"
         self._write(name, data)
         tensors = self._read(name, recipe)
@@ -151,7 +156,7 @@ class Shared:
         for _ in range(_NUM_TRIES):
             winner = self._winner(recipe.key)
             if winner is None:
-                winner = self._compete(recipe.key, _make(recipe, device), recipe.canonical)
+                winner = self._compete(recipe.key, _make(recipe, device, self.get), recipe.canonical)
             tensors = self._read(f"{winner}.safetensors", recipe)
             if tensors is not None:
                 return tensors
@@ -232,10 +237,18 @@ def _wait_for_lock(file: BinaryIO, key: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def _make(recipe: Recipe, device: torch.device) -> bytes:
+def make_alone(recipe: Recipe, device: torch.device) -> dict[str, Tensor]:
+    """Make it, and what it needs, for one user, with no storage."""
+    if not recipe.needs:
+        return recipe.make(device)
+    return recipe.make(device, {name: make_alone(need, device) for name, need in recipe.needs.items()})
+
+
+def _make(recipe: Recipe, device: torch.device, get: Callable[[Recipe, torch.device], dict[str, Tensor]]) -> bytes:
+    needed = ({name: get(need, device) for name, need in recipe.needs.items()},) if recipe.needs else ()
     logger.info("makes %s", recipe.key)
     start_s = time.monotonic()
-    made = recipe.make(device)
+    made = recipe.make(device, *needed)
     # Tensors that share memory, as tied weights do, cannot be written: each becomes one of its own.
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in made.items()}
     data = safetensors.torch.save(tensors, {"recipe": recipe.canonical})

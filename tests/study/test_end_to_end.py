@@ -228,6 +228,22 @@ def test_a_study_goes_on_only_as_what_it_was(t1, home):
         again(home, "t1", seed=5)
 
 
+def test_a_first_launch_that_failed_leaves_its_name_free(home):
+    with pytest.raises(UserError, match=r"a trial must fit the cluster, .*; "):
+        again(home, "s1", trials=1, cpus_per_trial=1000)
+    assert "s1" not in {folder.name for folder in Home(home).studies()}
+    assert again(home, "s1", trials=1).num_finished == 1
+
+
+def test_trials_share_what_one_of_them_made(home):
+    quiet = Console(quiet=True)
+    assert launch("mnist_narrowing:tiny", name="n1", trials=4, home=home, console=quiet).num_finished == 4
+    study = open_study("n1", home=home)
+    made = [line for row in study.trials() for line in study.log(row.number).splitlines() if " made teacher-" in line]
+    assert len(made) == 2  # one for each of the two seeds, in whichever trial needed it first
+    assert study.front().rows
+
+
 def test_a_name_that_another_home_has_in_the_same_mlflow_is_refused(t1, home, tmp_path):
     with pytest.raises(UserError, match="a study's name must be free in MLflow"):
         again(tmp_path / "other", "t1", tracking_uri=f"sqlite:///{home / 'mlflow.db'}")

@@ -49,18 +49,6 @@ def test_a_mistake_is_answered_in_one_sentence(home, tmp_path, arguments, senten
         assert time.monotonic() - start < 10
 
 
-def test_a_first_launch_that_failed_leaves_its_name_free(home):
-    failed = commands.run(*TINY, "--name", "s", "--trials", "1", "--cpus-per-trial", "1000", home=home)
-    assert failed.returncode == 2
-    assert "a trial must fit the cluster" in failed.stderr
-    assert failed.stderr.startswith("study: ")
-    assert len(failed.stderr.splitlines()) == 1
-    assert "; " in failed.stderr  # the remedy
-    assert Home(home).studies() == []
-    assert commands.run(*TINY, "--name", "s", "--trials", "1", home=home).returncode == 0
-    assert set(commands.mlflow_runs(home, "s")["status"]) == {"FINISHED"}
-
-
 def test_a_port_where_something_else_answers_is_no_cluster(home):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

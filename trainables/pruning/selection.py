@@ -38,6 +38,27 @@ def choose_kept(scores: Sequence[Tensor], sparsity: float, *, per_layer: bool = 
     return list(torch.split(keep, [len(score_H) for score_H in scores]))
 
 
+def keep_more(score_H: Tensor, keep_H: Tensor, count: int) -> Tensor:
+    """Keep also the best of the units that would go, until `count` are kept, such as a count that a library asks for.
+
+    Args:
+        score_H: of one layer.
+        keep_H: bool, as `choose_kept` chose.
+
+    Returns:
+        keep_H, bool.
+
+    Raises:
+        ValueError: if the layer has fewer units, or more are kept already.
+    """
+    law = f"between {int(keep_H.sum())} and {len(keep_H)} units can be kept"
+    require(int(keep_H.sum()) <= count <= len(keep_H), law, count, "choose a count in between")
+    order_H = torch.where(keep_H, torch.inf, score_H).argsort(descending=True, stable=True)
+    more_H = torch.zeros_like(keep_H)
+    more_H[order_H[:count]] = True
+    return more_H
+
+
 def num_removed(count: int, sparsity: float) -> int:
     """How many of `count` units this sparsity takes: int(count * sparsity), of the product as written on paper."""
     return int(count * sparsity * (1 + 1e-12))  # 100 * 0.29 = 28.999999999999996 shall be 29

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from trainables.pruning.selection import choose_kept, overlap
+from trainables.pruning.selection import choose_kept, keep_more, overlap
 
 
 def test_the_lowest_scores_of_all_layers_together_go():
@@ -62,3 +62,13 @@ def test_a_fraction_out_of_range_is_refused(fraction):
 def test_overlap_of_different_networks_is_refused():
     with pytest.raises(ValueError, match=r"both scores must be of the same layers, but got \[4\] and \[2, 2\] units"):
         overlap([torch.rand(4)], [torch.rand(2), torch.rand(2)], 0.5)
+
+
+def test_keeping_more_keeps_what_was_kept_and_the_best_of_the_rest():
+    score_H, keep_H = torch.tensor([0.5, 9.0, 3.0, 2.0, 3.0]), torch.tensor([True, False, False, False, False])
+    assert keep_more(score_H, keep_H, 3).tolist() == [True, True, True, False, False]
+    assert keep_more(score_H, keep_H, 1).tolist() == keep_H.tolist()
+    assert keep_more(score_H, keep_H, 5).all()
+    for count in (0, 6):
+        with pytest.raises(ValueError, match=f"between 1 and 5 units can be kept, but got {count}"):
+            keep_more(score_H, keep_H, count)

@@ -1,0 +1,144 @@
+"""What a narrow language model has cost, keeps and has lost: the books of one trial."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trainables.experiment import Metric
+from trainables.llm.narrowing_config import NarrowingConfig
+
+METRICS = (
+    Metric(name="kept_loss_nats", goal="min", unit="nats", meaning="held-out loss a token on the kept domain"),
+    Metric(
+        name="other_loss_nats", goal="max", unit="nats", meaning="held-out loss a token on the other domains, their mean"
+    ),
+    Metric(
+        name="pruned_loss_nats", goal="min", unit="nats", meaning="kept_loss_nats right after pruning, or of an untrained model"
+    ),
+    Metric(
+        name="relearned_loss_nats", goal="max", unit="nats",
+        meaning="other_loss_nats after a few updates on the other domains, at the best of the learning rates",
+    ),
+    Metric(name="tokens_spent", goal="min", unit="tokens", meaning="read by scores, lasso and recovery; not the base model's"),
+    Metric(
+        name="tokens_to_target", goal="min", unit="tokens",
+        meaning="tokens_spent when kept_loss_nats first was at the target in recovery; all that were spent if it never was",
+    ),
+    Metric(name="reached_target", goal="max", unit="1", meaning="1 if the target was reached, else 0"),
+    Metric(
+        name="flops_spent", goal="min", unit="FLOP",
+        meaning="6 a parameter and token that was learned from, 2 where only the base model's answers were asked for",
+    ),
+    Metric(name="parameters_kept", goal="min", unit="parameters", meaning="of the narrow model, tied ones counted once"),
+    Metric(name="neurons_kept", goal="min", unit="neurons", meaning="of all MLPs together"),
+    Metric(name="least_neurons", goal=None, unit="neurons", meaning="of the block that has fewest"),
+    Metric(name="dimensions_kept", goal="min", unit="dimensions", meaning="of the residual stream"),
+)  # fmt: skip
+
+
+class Ledger:
+    """Adds up what a trial spends, and remembers what it measured.
+
+    Args:
+        num_parameters: of the base model.
+
+    Attributes:
+        history: rows of tokens spent, then the loss of each domain by name, ascending.
+    """
+
+    def __init__(self, config: NarrowingConfig, *, num_parameters: int) -> None:
+        self._config = config
+        self._num_base_parameters = num_parameters
+        self._score_tokens, self._score_flops = 0, 0.0
+        self._trained = {"lasso": 0, "recovery": 0}
+        self._flops = {"lasso": 0.0, "recovery": 0.0}
+        self._losses: dict[str, float] = {}
+        self._pruned_loss_nats: float | None = None
+        self._tokens_to_target: int | None = None
+        self._sizes = {"parameters": num_parameters, "dimensions": config.base.width}
+        self._neurons = [config.base.mlp_width] * config.base.num_layers
+        self.history: list[list[float]] = []
+
+    @property
+    def tokens_spent(self) -> int:
+        trainings = {"lasso": self._config.lasso, "recovery": self._config.recovery}
+        each = {stage: training.batch_size * training.length for stage, training in trainings.items()}
+        return self._score_tokens + sum(updates * each[stage] for stage, updates in self._trained.items())
+
+    def note_scores(self, num_tokens: int, num_parameters: int) -> None:
+        """Scores read so many tokens, forward and backward."""
+        self._score_tokens, self._score_flops = num_tokens, 6.0 * num_tokens * num_parameters
+
+    def note_training(self, stage: str, num_updates: int, num_parameters: int) -> None:
+        """A stage has made so many updates in all, of a model of this size."""
+        before = self.tokens_spent
+        self._trained[stage] = num_updates
+        asked = 2.0 * self._num_base_parameters if stage == "recovery" and self._config.teacher_weight else 0.0
+        self._flops[stage] += (self.tokens_spent - before) * (6.0 * num_parameters + asked)
+
+    def note_sizes(self, num_parameters: int, neurons: Sequence[int], dimensions: int) -> None:
+        """The narrow model's, once it has them."""
+        self._sizes = {"parameters": num_parameters, "dimensions": dimensions}
+        self._neurons = list(neurons)
+
+    def note_losses(self, losses: Mapping[str, float]) -> None:
+        """Held-out losses of all domains, now."""
+        self._losses = dict(sorted(losses.items()))
+        self.history.append([self.tokens_spent, *self._losses.values()])
+        is_recovering = self._pruned_loss_nats is not None
+        if is_recovering and self._tokens_to_target is None and self._kept_loss_nats <= self._config.target_loss_nats:
+            self._tokens_to_target = self.tokens_spent
+
+    def note_pruned(self) -> None:
+        """The losses that were measured last are those before any recovery."""
+        self._pruned_loss_nats = self._kept_loss_nats
+        if self._kept_loss_nats <= self._config.target_loss_nats:
+            self._tokens_to_target = self.tokens_spent
+
+    @property
+    def _kept_loss_nats(self) -> float:
+        return self._losses[self._config.kept_domain]
+
+    def metrics(self, relearned: Sequence[float]) -> dict[str, float]:
+        """All metrics.
+
+        Args:
+            relearned: losses on the other domains after relearning, of the learning rates tried so far.
+        """
+        other = statistics.fmean(loss for domain, loss in self._losses.items() if domain != self._config.kept_domain)
+        to_target = self._tokens_to_target
+        return {
+            "kept_loss_nats": self._kept_loss_nats,
+            "other_loss_nats": other,
+            "pruned_loss_nats": self._kept_loss_nats if self._pruned_loss_nats is None else self._pruned_loss_nats,
+            "relearned_loss_nats": min(relearned, default=other),
+            "tokens_spent": self.tokens_spent,
+            "tokens_to_target": self.tokens_spent if to_target is None else to_target,
+            "reached_target": float(to_target is not None),
+            "flops_spent": self._score_flops + sum(self._flops.values()),
+            "parameters_kept": self._sizes["parameters"],
+            "neurons_kept": sum(self._neurons),
+            "least_neurons": min(self._neurons),
+            "dimensions_kept": self._sizes["dimensions"],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "score_tokens": self._score_tokens,
+            "score_flops": self._score_flops,
+            "trained": dict(self._trained),
+            "flops": dict(self._flops),
+            "losses": dict(self._losses),
+            "pruned_loss_nats": self._pruned_loss_nats,
+            "tokens_to_target": self._tokens_to_target,
+            "sizes": dict(self._sizes),
+            "neurons": list(self._neurons),
+            "history": [list(row) for row in self.history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._score_tokens, self._score_flops = state["score_tokens"], state["score_flops"]
+        self._trained, self._flops, self._losses = dict(state["trained"]), dict(state["flops"]), dict(state["losses"])
+        self._pruned_loss_nats, self._tokens_to_target = state["pruned_loss_nats"], state["tokens_to_target"]
+        self._sizes, self._neurons = dict(state["sizes"]), list(state["neurons"])
+        self.history = [list(row) for row in state["history"]]
