@@ -52,7 +52,8 @@ class BaseConfig:
             object.__setattr__(self, "training", Training(**self.training))
         for name in ("width", "num_layers", "mlp_width", "num_heads"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name), "use 1 or more")
-        require(self.width % self.num_heads == 0, "width must be a multiple of num_heads", self.width, f"{self.num_heads} heads")
+        law = "width must be an even multiple of num_heads, for rotary positions come in pairs"
+        require(self.width % (2 * self.num_heads) == 0, law, self.width, f"use a multiple of {2 * self.num_heads}")
 
     @property
     def head_width(self) -> int:
@@ -135,7 +136,10 @@ def rebuild_llama(config: BaseConfig, tensors: Mapping[str, Tensor], *, is_cut: 
     """
     vocabulary, width = tensors["model.embed_tokens.weight"].shape
     eps = EPS * config.width / width if is_cut else EPS
-    model = build_llama(config, vocabulary, width=width, eps=eps)
+    mlp_widths = {len(tensor) for name, tensor in tensors.items() if name.endswith("gate_proj.weight")}
+    # a config with the true width is a stock one; where widths differ, it has none to tell
+    mlp_width = max(1, *mlp_widths) if len(mlp_widths) == 1 else None
+    model = build_llama(config, vocabulary, width=width, mlp_width=mlp_width, eps=eps)
     for name, tensor in tensors.items():
         module_name, _, attribute = name.rpartition(".")
         module = model.get_submodule(module_name)

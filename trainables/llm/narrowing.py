@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from trainables.charts import Chart
-from trainables.experiment import Experiment
+from trainables.experiment import DivergedError, Experiment
+from trainables.laws import require
 from trainables.llm.anatomy import Anatomy, neurons, residual
 from trainables.llm.base import base_recipe, build_llama, draw_parameters, load_parameters, rebuild_llama
 from trainables.llm.corpus import Corpus
@@ -57,6 +58,9 @@ class Narrowing(Experiment):
         self.config, self.device = config, device
         self._corpus, self._base = Corpus.of(given["corpus"]), given["base"]
         self._others = [domain for domain in self._corpus.domains if domain != config.kept_domain]
+        law = f"a corpus must have {config.kept_domain!r} and another domain"
+        is_fit = config.kept_domain in self._corpus.domains and bool(self._others)
+        require(is_fit, law, ", ".join(self._corpus.domains), "name a kept_domain of it, or add sources")
         length, limit = config.recovery.length, config.evaluation_windows
         self._windows = {domain: self._corpus.windows(domain, length, limit) for domain in self._corpus.domains}
         self._stages: list[Stage] = ["recovery", "relearning"]
@@ -172,9 +176,10 @@ class Narrowing(Experiment):
         return Teacher(model=self._base_model(), alpha=1 - share, temperature=self.config.temperature)
 
     def _measure(self) -> None:
-        size = self.config.recovery.batch_size
-        losses = {domain: mean_loss_nats(self._model, windows, batch_size=size) for domain, windows in self._windows.items()}
-        self._ledger.note_losses(losses)
+        self._ledger.note_losses({domain: self._loss_nats(self._model, domain) for domain in self._windows})
+
+    def _loss_nats(self, model: nn.Module, domain: str) -> float:
+        return mean_loss_nats(model, self._windows[domain], batch_size=self.config.recovery.batch_size)
 
     def _relearn(self) -> None:
         """Teach a copy the other domains again, at the next learning rate."""
@@ -182,9 +187,11 @@ class Narrowing(Experiment):
         training = config.relearning_at(config.relearning_rates[len(self._relearned)])
         model = copy.deepcopy(self._model)
         stream = self._stream("relearning", dict.fromkeys(self._others, 1.0))
-        Trainer(model, stream, training).run(training.updates)
-        size = config.recovery.batch_size
-        losses = [mean_loss_nats(model, self._windows[domain], batch_size=size) for domain in self._others]
+        try:
+            Trainer(model, stream, training).run(training.updates)
+            losses = [self._loss_nats(model, domain) for domain in self._others]
+        except DivergedError:  # a copy is lost, not the trial's model: at this rate nothing was relearned
+            losses = [self._loss_nats(self._model, domain) for domain in self._others]
         self._relearned.append(sum(losses) / len(losses))
         if len(self._relearned) == len(config.relearning_rates):
             self._stage += 1

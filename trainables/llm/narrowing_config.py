@@ -49,8 +49,8 @@ class NarrowingConfig:
     """Training after pruning, or of a small model from its start. Paper: 20000 updates, and 100000 from the start."""
     breadth: float = 0.0
     """Share of the other domains in the sequences of lasso and recovery, [0, 1). Paper: 0."""
-    teacher_share: float = 0.0
-    """Share of the base model's answers in what recovery and distillation learn, [0, 1]. Paper: 0.5 in distillation."""
+    teacher_share: float | None = None
+    """Share of the base model's answers in what is learned, [0, 1]; None: 0.5 in distillation, else 0. Paper: these."""
     temperature: float = 2.0
     """Of the base model's answers, > 0. Paper: 2."""
     target_loss_nats: float = 3.0
@@ -75,7 +75,8 @@ class NarrowingConfig:
         for name in ("neuron_sparsity", "residual_sparsity", "breadth"):
             value = getattr(self, name)
             require(0 <= value < 1, f"{name} must be in [0, 1)", value, "use 0.8 for four in five")
-        require(0 <= self.teacher_share <= 1, "teacher_share must be in [0, 1]", self.teacher_share, "use 0.5")
+        share = self.teacher_share
+        require(share is None or 0 <= share <= 1, "teacher_share must be in [0, 1], or none", share, "use 0.5")
         for name in ("lasso_strength", "temperature", "target_loss_nats"):
             require(0 < getattr(self, name) < math.inf, f"{name} must be positive", getattr(self, name), "see the paper's value")
         for name in ("score_windows", "evaluation_windows", "updates_per_step"):
@@ -83,8 +84,9 @@ class NarrowingConfig:
         require(self.method in METHODS, f"method must be one of {', '.join(METHODS)}", repr(self.method), "use attribution")
         law = f"lasso_way must be one of {', '.join(LASSO_WAYS)}"
         require(self.lasso_way in LASSO_WAYS, law, repr(self.lasso_way), "use subgradient")
-        law = "relearning_rates must be positive"
-        require(bool(self.relearning_rates) and min(self.relearning_rates) > 0, law, self.relearning_rates, "use (1e-3,)")
+        are_rates = all(0 < rate < math.inf for rate in self.relearning_rates)
+        law = "relearning_rates must be positive and finite, at least one"
+        require(bool(self.relearning_rates) and are_rates, law, self.relearning_rates, "use (1e-3,)")
         self._check_domains()
 
     def _check_domains(self) -> None:
@@ -113,7 +115,10 @@ class NarrowingConfig:
     @property
     def teacher_weight(self) -> float:
         """Share of the base model's answers: none from scratch."""
-        return 0.0 if self.method == "from_scratch" else self.teacher_share
+        if self.method == "from_scratch":
+            return 0.0
+        by_default = 0.5 if self.method == "distillation" else 0.0
+        return by_default if self.teacher_share is None else self.teacher_share
 
     def relearning_at(self, learning_rate: float) -> Training:
         """Relearning at one of its learning rates."""
