@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -116,14 +116,19 @@ class Attempt:
     def _save_results(self, experiment: Experiment) -> None:
         with storage_errors("models"):
             save_model(self._folder.child("model"), self.assignment.experiment, self._config, experiment.model_tensors())
+        self._save_more("model", experiment.model_files)
+        self._save_more("charts", lambda: chart_files(experiment.charts()))
+
+    def _save_more(self, place: str, make: Callable[[], dict[str, bytes]]) -> None:
+        """Write files that are worth having; the trial stands without them."""
         try:
-            charts = chart_files(experiment.charts())
+            files = make()
         except Exception:
-            logger.exception("could not make the charts; the trial stands without them")
+            logger.exception("could not make further files for %s; the trial stands without them", place)
             return
-        with storage_errors("charts"):
-            for name, data in charts.items():
-                self._folder.child("charts").write(name, data)
+        with storage_errors(place):
+            for name, data in files.items():
+                self._folder.child(place).write(name, data)
 
     def _begin(self) -> Experiment:
         assignment = self.assignment

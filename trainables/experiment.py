@@ -119,6 +119,10 @@ class Experiment(abc.ABC):
     def rebuild(cls, config: Any, tensors: Mapping[str, Tensor]) -> Any:
         """Make the trained networks again from `model_tensors()`."""
 
+    def model_files(self) -> dict[str, bytes]:
+        """Further files, by name, for the folder of the trained networks: what other tools need to load them."""
+        return {}
+
     def candidates(self) -> list[Candidate]:
         """Models on the way, each worth a place of its own on the front: those that the last `step()` found."""
         return []

@@ -25,7 +25,7 @@ def save_model(folder: Folder, name: str, config: Any, tensors: dict[str, Tensor
         name: the experiment, as `trainables.registry.load_experiment` takes it.
         tensors: its `model_tensors()`.
     """
-    folder.write(TENSORS_FILE, safetensors.torch.save(tensors))
+    folder.write(TENSORS_FILE, safetensors.torch.save(tensors, metadata={"format": "pt"}))  # transformers asks for a format
     recipe = {"experiment": name, "config": dataclasses.asdict(config)}
     folder.write(RECIPE_FILE, json.dumps(recipe, indent=2).encode())
 

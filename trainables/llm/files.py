@@ -105,6 +105,16 @@ def load(folder: str | Path) -> nn.Module:
     return model.eval()
 
 
+def tokenizer_files(tokenizer_json: str) -> dict[str, bytes]:
+    """The files of which `AutoTokenizer.from_pretrained` makes a tokenizer, by name.
+
+    Args:
+        tokenizer_json: the content of its tokenizer.json.
+    """
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    return {"tokenizer.json": tokenizer_json.encode(), "tokenizer_config.json": json.dumps(config).encode()}
+
+
 def needs_code(folder: str | Path) -> bool:
     """Whether `from_pretrained` needs trust_remote_code=True for this folder."""
     return "auto_map" in json.loads((Path(folder) / CONFIG_FILE).read_text())

@@ -6,8 +6,10 @@ base model's answers or without. In the end the other domains are taught again, 
 """
 
 import copy
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,6 +24,7 @@ from trainables.llm.corpus import Corpus
 from trainables.llm.corpus_recipe import corpus_recipe
 from trainables.llm.corpus_stream import Stream
 from trainables.llm.dissection import dissect
+from trainables.llm.files import TENSORS_FILE, save, tokenizer_files
 from trainables.llm.gates import NextTokenLoss
 from trainables.llm.narrowing_charts import draw_losses
 from trainables.llm.narrowing_config import NarrowingConfig
@@ -238,6 +241,16 @@ class Narrowing(Experiment):
     def model_tensors(self) -> dict[str, Tensor]:
         """The parameters of the narrow model, by their names in transformers."""
         return {name: parameter.detach().cpu() for name, parameter in self._model.named_parameters()}
+
+    def model_files(self) -> dict[str, bytes]:
+        """The model's config and tokenizer: `AutoModelForCausalLM.from_pretrained` loads the folder.
+
+        Where blocks have MLPs of different widths there is a module of code, too, and it asks for trust_remote_code=True.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            save(self._model, folder)
+            paths = [path for path in Path(folder).iterdir() if path.name != TENSORS_FILE]
+            return {path.name: path.read_bytes() for path in paths} | tokenizer_files(self._corpus.tokenizer_json)
 
     @classmethod
     def rebuild(cls, config: NarrowingConfig, tensors: Mapping[str, Tensor]) -> nn.Module:
