@@ -14,11 +14,11 @@ _OBJECTIVES = ("kept_loss_nats", "parameters_kept", "tokens_spent")
 _LOG_SCALE = ("parameters_kept", "tokens_spent")
 _METHODS = ["group_lasso", "attribution", "weight_norm", "random", "distillation", "from_scratch"]
 _OWN: dict[str, dict[str, Any]] = {
-    "group_lasso": {"lasso_way": "subgradient", "subgradient_strength": 1e-3, "lasso_updates": 60},
-    "attribution": {"recovery_teacher_share": 0.0},
-    "weight_norm": {"per_layer": False},
-    "random": {"per_layer": False},
-    "distillation": {"teacher_share": 0.5},
+    "group_lasso": {"lasso_way": "subgradient", "subgradient_strength": 1e-3, "lasso_updates": 60, "lasso_learning_rate": 1e-3},
+    "attribution": {"per_layer": False, "recovery_teacher_share": 0.0},
+    "weight_norm": {"per_layer": False, "recovery_teacher_share": 0.0},
+    "random": {"per_layer": False, "recovery_teacher_share": 0.0},
+    "distillation": {"teacher_share": 0.5, "warmup": 20},
     "from_scratch": {"warmup": 20},
 }
 """What each method has beside sizes, mixture, length and learning rate of its recovery."""
@@ -100,17 +100,22 @@ def _suggest_own(trial: "optuna.Trial", method: str, training: dict[str, Any], u
     """Draw what only this method has."""
     if method == "group_lasso":
         way = trial.suggest_categorical("lasso_way", ["subgradient", "proximal"])
-        low, high = (1e-4, 1e-2) if way == "subgradient" else (0.1, 3.0)
-        lasso = training | {"updates": trial.suggest_int("lasso_updates", *updates, log=True), "warmup": 4}
+        low, high = (1e-4, 1e-2) if way == "subgradient" else (3.0, 100.0)
+        lasso = training | {
+            "updates": trial.suggest_int("lasso_updates", *updates, log=True),
+            "learning_rate": trial.suggest_float("lasso_learning_rate", 3e-4, 1e-2, log=True),
+            "warmup": 4,
+        }
         strength = trial.suggest_float(f"{way}_strength", low, high, log=True)
         return {"lasso_way": way, "lasso_strength": strength, "lasso": lasso}
     if method == "from_scratch":
         return {"warmup": trial.suggest_int("warmup", 1, 40, log=True)}
-    if method == "attribution":  # above 0, a hybrid with distillation
-        return {"teacher_share": trial.suggest_float("recovery_teacher_share", 0.0, 0.9)}
     if method == "distillation":
-        return {"teacher_share": trial.suggest_float("teacher_share", 0.1, 0.9)}
-    return {"per_layer": trial.suggest_categorical("per_layer", [False, True])}
+        share = trial.suggest_float("teacher_share", 0.1, 0.9)
+        return {"warmup": trial.suggest_int("warmup", 1, 40, log=True), "teacher_share": share}
+    # above 0, a hybrid of pruning and distillation
+    share = trial.suggest_float("recovery_teacher_share", 0.0, 0.9)
+    return {"per_layer": trial.suggest_categorical("per_layer", [False, True]), "teacher_share": share}
 
 
 def _first_trials(shared: dict[str, Any]) -> tuple[dict[str, Any], ...]:

@@ -62,7 +62,7 @@ def _space(
     num_gpus: float = 0,
 ) -> StudySpace:
     """Search all ways to sizes between two; a lasso run's smallest good network stands for it in the search."""
-    folder = None if data_dir is None else str(Path(data_dir).expanduser().absolute())
+    folder = None if data_dir is None else str(Path(str(data_dir)).expanduser().absolute())
 
     def suggest(trial: "optuna.Trial") -> dict[str, Any]:
         method = trial.suggest_categorical("method", _METHODS)

@@ -126,6 +126,7 @@ def launch(
             study_id=folder.study_id(),
             space=space,
             space_arguments=dict(arguments or {}),
+            launched_from=old.launched_from if old else str(Path.cwd()),
             import_paths=import_paths,
             description=description,
             sampler=sampler,
@@ -163,22 +164,24 @@ def resume(
         UserError: if there is no such study, or its space has changed.
     """
     old = StudySpec.load(Home(home).study(name).require().spec_file)
-    return launch(
-        old.space,
-        name=name,
-        arguments=old.space_arguments,
-        trials=trials,
-        time_budget_s=time_budget_s,
-        seed=old.seed,
-        sampler=old.sampler,
-        max_concurrent=max_concurrent,
-        cpus_per_trial=old.num_cpus,
-        gpus_per_trial=old.num_gpus,
-        address=address,
-        home=home,
-        modules=old.import_paths[0] if old.import_paths else None,
-        console=console,
-    )
+    here = old.launched_from if Path(old.launched_from).is_dir() else "."
+    with contextlib.chdir(here):  # so that a relative path among the space's arguments means what it meant
+        return launch(
+            old.space,
+            name=name,
+            arguments=old.space_arguments,
+            trials=trials,
+            time_budget_s=time_budget_s,
+            seed=old.seed,
+            sampler=old.sampler,
+            max_concurrent=max_concurrent,
+            cpus_per_trial=old.num_cpus,
+            gpus_per_trial=old.num_gpus,
+            address=address,
+            home=home,
+            modules=old.import_paths[0] if old.import_paths else None,
+            console=console,
+        )
 
 
 def _run(

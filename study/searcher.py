@@ -22,7 +22,7 @@ from study.errors import UserError
 from study.outbox import Outbox
 from study.record import Draw, TrialRecord
 from study.spec import StudySpec
-from trainables.protocol import Assignment, Failure, FailureCause, Offer, Report, candidate_folder
+from trainables.protocol import Assignment, Failure, FailureCause, Offer, Report
 from trainables.storage import Folder, StorageError
 
 MAX_LOSSES_WITHOUT_PROGRESS = 3
@@ -180,8 +180,8 @@ class StudySearcher(Searcher):
     def _note_candidate(self, live: _Live, step: int, offer: Offer) -> None:
         number, candidate = live.draw.number, offer["number"]
         live.candidates[candidate] = offer["metrics"]
-        model = self._folder(number).child(candidate_folder(candidate)).address
-        data = {"step": step, "params": live.draw.params, "model": model} | offer
+        model = self._folder(number).child(offer["folder"]).address
+        data = {"step": step, "params": live.draw.params, "model": model, "number": candidate, "metrics": offer["metrics"]}
         self._outbox.put("candidate", f"trial/{number}/candidate/{candidate}", data, trial=number)
 
     def _finish(self, trial_id: str) -> None:

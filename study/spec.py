@@ -27,6 +27,7 @@ class StudySpec:
         study_id: random; tells two studies of one name apart.
         space: `module:function`.
         space_arguments: what the function is called with.
+        launched_from: the folder that relative paths among them mean.
         import_paths: folders that the space and its experiment are imported from, beside the installed packages.
         description: what the space does (`study.probe`).
         sampler, seed: of the search.
@@ -56,6 +57,7 @@ class StudySpec:
     versions: dict[str, str]
     commit: str | None
     space_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    launched_from: str = "."
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -171,6 +171,7 @@ class StudyWriter:
         model_id = known.get(number) or self._create_candidate(run_id, event)
         with tempfile.TemporaryDirectory() as staging:
             Folder(event.data["model"]).download(Path(staging))
+            has_files = any(Path(staging).iterdir())
             self._client.log_model_artifacts(model_id, staging)
         time_ms = self._start_ms(run_id, event.trial) + number
         metrics = [
@@ -178,7 +179,10 @@ class StudyWriter:
             for name, value in event.data["metrics"].items()
         ]
         self._client.log_batch(run_id, metrics=metrics)
-        self._client.finalize_logged_model(model_id, "READY")
+        if has_files:
+            self._client.finalize_logged_model(model_id, "READY")
+        else:  # no later event may wait for it
+            logger.error("the files of candidate %d of run %s are gone: it is not on the front", number, run_id)
         self._candidates[event.trial] = known | {number: model_id}
 
     def _find_candidates(self, trial: int) -> dict[int, str]:
@@ -211,12 +215,8 @@ class StudyWriter:
     def _log_model(self, run_id: str, address: str | None) -> None:
         if address is None:
             return
-        folder = Folder(address)
-        if folder.is_local:
-            self._client.log_artifacts(run_id, address, "model")
-            return
         with tempfile.TemporaryDirectory() as staging:
-            folder.download(Path(staging))
+            Folder(address).download(Path(staging))  # not what a killed worker left half-written there
             self._client.log_artifacts(run_id, staging, "model")
 
     def _log_charts(self, run_id: str, address: str | None) -> list[str]:

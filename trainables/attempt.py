@@ -21,7 +21,7 @@ from trainables.charts import chart_files
 from trainables.checkpoints import load_checkpoint, save_checkpoint
 from trainables.experiment import DivergedError, Experiment, build_experiment, check_finite
 from trainables.model_files import save_model
-from trainables.protocol import Assignment, Failure, FailureCause, Measurement, Offer, Report, candidate_folder
+from trainables.protocol import Assignment, Failure, FailureCause, Measurement, Offer, Report
 from trainables.registry import load_experiment
 from trainables.shared import Shared
 from trainables.storage import Folder, StorageError, storage_errors
@@ -100,22 +100,23 @@ class Attempt:
                 "count them in state_dict()"
             )
         offers: list[Offer] = [
-            {"number": c.number, "metrics": _checked_metrics(c.metrics, experiment, where=f"candidate {c.number}")}
+            {
+                "number": c.number,
+                "metrics": _checked_metrics(c.metrics, experiment, where=f"candidate {c.number}"),
+                "folder": f"candidates/{c.number:05d}-{self.assignment.attempt}",
+            }
             for c in candidates
         ]
         try:
-            with storage_errors("candidates"):
-                for candidate in candidates:
-                    folder = self._folder.child(candidate_folder(candidate.number))
-                    save_model(folder, self.assignment.experiment, self._config, candidate.tensors)
+            for candidate, offer in zip(candidates, offers, strict=True):
+                save_model(self._folder.child(offer["folder"]), self.assignment.experiment, self._config, candidate.tensors)
         except StorageError:
             self._experiment = None  # it is a step ahead of what is told: the next attempt makes that step again
             raise
         return offers
 
     def _save_results(self, experiment: Experiment) -> None:
-        with storage_errors("models"):
-            save_model(self._folder.child("model"), self.assignment.experiment, self._config, experiment.model_tensors())
+        save_model(self._folder.child("model"), self.assignment.experiment, self._config, experiment.model_tensors())
         self._save_more("model", experiment.model_files)
         self._save_more("charts", lambda: chart_files(experiment.charts()))
 
@@ -146,8 +147,7 @@ class Attempt:
         shared = Shared(Folder(assignment.study_folder).child("shared"))
         experiment = build_experiment(experiment_class, self._config, device=device, shared=shared)
         logger.info("trial %d, attempt %d, on %s (pid %d), %s", assignment.trial, assignment.attempt, _HOST, os.getpid(), device)
-        with storage_errors("checkpoints"):
-            state = load_checkpoint(self._folder.child("checkpoints"))
+        state = load_checkpoint(self._folder.child("checkpoints"))
         if state is not None:
             experiment.load_state_dict(state["experiment"])
             self._measurements = [Measurement(**fields) for fields in state["measurements"]]
@@ -178,8 +178,7 @@ class Attempt:
             "measurements": [dataclasses.asdict(measurement) for measurement in self._measurements],
         }
         self._write_log()
-        with storage_errors("checkpoints"):
-            save_checkpoint(self._folder.child("checkpoints"), len(self._measurements), state)
+        save_checkpoint(self._folder.child("checkpoints"), len(self._measurements), state)
         self._saved_step = len(self._measurements)
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - start
@@ -215,8 +214,10 @@ class _TrialLog(logging.Handler):
     def restore(self, folder: Folder) -> None:
         """Put the lines of earlier attempts first."""
         with contextlib.suppress(FileNotFoundError):
-            self._buffer = io.StringIO(text := folder.read(LOG_FILE).decode() + self._buffer.getvalue())
-            self._buffer.seek(len(text))
+            text = folder.read(LOG_FILE).decode() + self._buffer.getvalue()
+            self._buffer.seek(0)  # the same buffer: what is printed already goes there
+            self._buffer.truncate()
+            self._buffer.write(text)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.write(self.format(record) + "\n")

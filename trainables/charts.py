@@ -12,6 +12,9 @@ from typing import Any, Literal, Self
 
 from trainables.laws import require
 
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Colours that colour-blind people tell apart (Okabe and Ito), without the yellow that white paper swallows."""
+
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from trainables.storage import Folder
+from trainables.storage import Folder, storage_errors
 
 _NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.pt")
 NUM_KEPT = 2
@@ -26,9 +26,10 @@ def save_checkpoint(folder: Folder, step: int, state: Mapping[str, Any]) -> None
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     data = buffer.getvalue()
-    folder.write(f"step-{step:08d}-{_digest(data)}.pt", data)
-    for name in _checkpoints(folder)[:-NUM_KEPT]:
-        folder.delete(name)
+    with storage_errors("checkpoints"):
+        folder.write(f"step-{step:08d}-{_digest(data)}.pt", data)
+        for name in _checkpoints(folder)[:-NUM_KEPT]:
+            folder.delete(name)
 
 
 def load_checkpoint(folder: Folder) -> dict[str, Any] | None:
@@ -36,11 +37,14 @@ def load_checkpoint(folder: Folder) -> dict[str, Any] | None:
 
     A damaged one is passed over with a warning. Nothing is unpickled but tensors and plain values.
     """
-    for name in reversed(_checkpoints(folder)):
-        try:
-            data = folder.read(name)
-        except FileNotFoundError:  # a worker that outlived its driver is still pruning
-            continue
+    with storage_errors("checkpoints"):
+        names = _checkpoints(folder)
+    for name in reversed(names):
+        with storage_errors("checkpoints"):
+            try:
+                data = folder.read(name)
+            except FileNotFoundError:  # a worker that outlived its driver is still pruning
+                continue
         match = _NAME.fullmatch(name)
         if match and match[2] == _digest(data):
             state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -1,6 +1,6 @@
 """A trained model as two files: `model.safetensors` and `experiment.json`, from which it is built again.
 
-No file of a model's folder is ever executed or unpickled.
+No file of a model's folder is unpickled or executed; the experiment that it names is imported from where Python finds it.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import safetensors.torch
 from torch import Tensor
 
 from trainables.registry import load_experiment
-from trainables.storage import Folder
+from trainables.storage import Folder, storage_errors
 
 TENSORS_FILE = "model.safetensors"
 RECIPE_FILE = "experiment.json"
@@ -24,10 +24,15 @@ def save_model(folder: Folder, name: str, config: Any, tensors: dict[str, Tensor
     Args:
         name: the experiment, as `trainables.registry.load_experiment` takes it.
         tensors: its `model_tensors()`.
+
+    Raises:
+        StorageError: if the storage does not take them.
     """
-    folder.write(TENSORS_FILE, safetensors.torch.save(tensors, metadata={"format": "pt"}))  # transformers asks for a format
+    data = safetensors.torch.save(tensors, metadata={"format": "pt"})  # transformers asks for a format
     recipe = {"experiment": name, "config": dataclasses.asdict(config)}
-    folder.write(RECIPE_FILE, json.dumps(recipe, indent=2).encode())
+    with storage_errors("models"):
+        folder.write(TENSORS_FILE, data)
+        folder.write(RECIPE_FILE, json.dumps(recipe, indent=2).encode())
 
 
 def load_model(folder: str | Path) -> Any:

@@ -41,15 +41,14 @@ class Assignment:
 
 
 class Offer(TypedDict):
-    """A candidate as it is reported: its files are in the trial's folder by then (`candidate_folder`)."""
+    """A candidate as it is reported: its files are in `folder` of the trial's by then.
+
+    The folder is of one attempt: on other hardware, another may find another model under the same number.
+    """
 
     number: int
     metrics: dict[str, float]
-
-
-def candidate_folder(number: int) -> str:
-    """Where in a trial's folder the files of a candidate are."""
-    return f"candidates/{number:05d}"
+    folder: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,15 +9,15 @@ on the text of the installed packages.
 """
 
 import argparse
-import copy
 import dataclasses
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -111,16 +111,23 @@ def measure(options: argparse.Namespace, sparsity: float) -> None:
 def peak_megabytes(arm: str, options: argparse.Namespace, sparsity: float) -> float:
     """Of a process that makes two updates of one arm."""
     command = [sys.executable, __file__, "--peak-of", arm, "--sparsities", str(sparsity), "--device", options.device]
-    for name in ("width", "layers", "vocabulary", "sequences", "length"):
+    for name in ("threads", "width", "layers", "vocabulary", "sequences", "length"):
         command += [f"--{name}", str(getattr(options, name))]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def print_peak(options: argparse.Namespace) -> None:
     trainer, _ = make_trainer(options.peak_of, options, options.sparsities[0])
+    if options.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        trainer.run(2)
+        print(torch.cuda.max_memory_allocated() / 2**20)
+        return
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building and cutting
     trainer.run(2)
-    on_gpu = options.device == "cuda"
-    print(torch.cuda.max_memory_allocated() / 2**20 if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+    status = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert status is not None
+    print(int(status[1]) / 2**10)
 
 
 def padded_share() -> float:
@@ -150,7 +157,7 @@ def main() -> None:
         return
     print(f"Llama of width {options.width}, {options.layers} blocks, vocabulary {options.vocabulary}, {options.device}")
     for sparsity in options.sparsities:
-        measure(copy.copy(options), sparsity)
+        measure(options, sparsity)
         peaks = ", ".join(f"{arm} {peak_megabytes(arm, options, sparsity):.0f} MiB" for arm in ARMS)
         print(f"  peak memory: {peaks}", flush=True)
     share = padded_share()

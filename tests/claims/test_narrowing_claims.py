@@ -56,9 +56,12 @@ Costs = Mapping[tuple[str, int], Sequence[int]]
 
 @pytest.fixture(scope="module")
 def costs() -> Costs:
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     teachers: dict[str, dict[str, Tensor]] = {}
-    return {(way, size): measured(way, size, teachers) for way in OWN for size in SIZES}
+    found = {(way, size): measured(way, size, teachers) for way in OWN for size in SIZES}
+    torch.set_num_threads(num_threads)
+    return found
 
 
 def measured(way: str, size: int, teachers: dict[str, dict[str, Tensor]]) -> list[int]:

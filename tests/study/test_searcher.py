@@ -51,7 +51,7 @@ def metrics(samples, parameters, converged=1.0):
 
 
 def offer(number, *values):
-    return {"number": number, "metrics": metrics(*values)}
+    return {"number": number, "metrics": metrics(*values), "folder": f"candidates/{number:05d}-1"}
 
 
 CURVE = [offer(0, 900.0, 5.0), offer(1, 300.0, 30.0), offer(2, 200.0, 20.0, 0.25)]
@@ -83,7 +83,7 @@ def test_a_candidate_is_an_event_with_its_metrics_and_its_files(session, home):
     assert [event.kind for event in (measured, first, second)] == ["measurement", "candidate", "candidate"]
     assert first.data == {
         "number": 0, "metrics": CURVE[0]["metrics"], "step": 1, "params": start.data["params"],
-        "model": "/s/s/trials/00000/candidates/00000",
+        "model": "/s/s/trials/00000/candidates/00000-1",
     }  # fmt: skip
     assert second.trial == 0
 

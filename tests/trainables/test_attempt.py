@@ -216,11 +216,14 @@ def offers(report):
 def test_a_candidate_is_a_model_on_disk_before_it_is_reported(tmp_path):
     attempt = Attempt(assign_odd(tmp_path, candidates=[0, 1]))
     first = attempt.advance()
-    assert offers(first) == [{"number": 0, "metrics": {"loss": 0.25}}, {"number": 1, "metrics": {"loss": 0.25}}]
-    assert sorted(path.name for path in (tmp_path / "candidates").iterdir()) == ["00000", "00001"]
-    assert load_model(tmp_path / "candidates" / "00001")["x"].tolist() == [1, 1]
-    assert [offer["number"] for offer in offers(attempt.advance())] == [2, 3]
-    assert load_model(tmp_path / "candidates" / "00002")["x"].tolist() == [2, 0]
+    folders = [f"candidates/{number:05d}-1" for number in range(4)]
+    assert offers(first) == [
+        {"number": number, "metrics": {"loss": 0.25}, "folder": folder} for number, folder in enumerate(folders[:2])
+    ]
+    assert sorted(f"candidates/{path.name}" for path in (tmp_path / "candidates").iterdir()) == folders[:2]
+    assert load_model(tmp_path / folders[1])["x"].tolist() == [1, 1]
+    assert [offer["folder"] for offer in offers(attempt.advance())] == folders[2:]
+    assert load_model(tmp_path / folders[2])["x"].tolist() == [2, 0]
 
 
 def test_candidates_are_told_again_by_the_next_attempt_and_counted_on(tmp_path):
@@ -255,7 +258,7 @@ def test_a_candidate_that_breaks_a_law_fails_the_trial(tmp_path, changes, error)
 def test_a_step_whose_candidates_could_not_be_kept_is_made_again(tmp_path):
     (tmp_path / "candidates").write_text("a file where the folder should be")
     attempt = Attempt(assign_odd(tmp_path, progress=0.25, candidates=[0, 1]))
-    with pytest.raises(StorageError, match="must keep candidates"):
+    with pytest.raises(StorageError, match="must keep models"):
         attempt.advance()
     attempt.close()
     (tmp_path / "candidates").unlink()

@@ -17,10 +17,10 @@ from trainables.llm.corpus_documents import CorpusConfig
 from trainables.llm.corpus_recipe import corpus_recipe
 from trainables.llm.corpus_stream import Stream
 from trainables.llm.training import Trainer, Training
-from trainables.randomness import generator
+from trainables.randomness import generator, stream_key
 from trainables.shared import Recipe
 
-_VERSION = 1
+_VERSION = 2
 """Of the code below: another number makes other models."""
 _INITIAL_STD = 0.02
 EPS = 1e-6
@@ -119,7 +119,9 @@ def train_base(config: BaseConfig, corpus: Corpus, seed: int, device: torch.devi
     draw_parameters(model, seed, "base")
     model.to(device)
     training = config.training
-    stream = Stream(corpus, weights=config.weights, length=training.length, batch_size=training.batch_size, seed=seed)
+    stream = Stream(
+        corpus, weights=config.weights, length=training.length, batch_size=training.batch_size, seed=stream_key(seed, "base")
+    )
     trainer = Trainer(model, stream, training)
     while trainer.update < training.updates:
         trainer.run(min(_UPDATES_AT_ONCE, training.updates - trainer.update))

@@ -35,7 +35,7 @@ from trainables.pruning.penalties import add_group_lasso_gradient, proximal_step
 from trainables.pruning.scores import SCORES
 from trainables.pruning.selection import choose_kept, keep_more, num_removed
 from trainables.pruning.units import Tensors, Units
-from trainables.randomness import generator
+from trainables.randomness import generator, stream_key
 from trainables.shared import Recipe
 
 Stage = Literal["lasso", "recovery", "relearning"]
@@ -170,7 +170,9 @@ class Narrowing(Experiment):
 
     def _stream(self, stage: Stage, weights: Mapping[str, float]) -> Stream:
         length, batch_size = self._training_of(stage).length, self._training_of(stage).batch_size
-        return Stream(self._corpus, weights=weights, length=length, batch_size=batch_size, seed=self.config.seed)
+        return Stream(
+            self._corpus, weights=weights, length=length, batch_size=batch_size, seed=stream_key(self.config.seed, stage)
+        )
 
     def _teacher(self) -> Teacher | None:
         share = self.config.teacher_weight

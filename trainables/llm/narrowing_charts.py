@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
-from trainables.charts import Chart, Panel, Series
+from trainables.charts import PALETTE, Chart, Panel, Series
 from trainables.llm.narrowing_config import NarrowingConfig
-
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1f2430")
 
 
 def draw_losses(config: NarrowingConfig, domains: Sequence[str], history: Sequence[Sequence[float]]) -> Chart:
@@ -21,7 +19,7 @@ def draw_losses(config: NarrowingConfig, domains: Sequence[str], history: Sequen
             label=f"{domain} (kept)" if domain == config.kept_domain else domain,
             x=tokens,
             y=tuple(row[1 + column] for row in history),
-            color=_COLORS[column % len(_COLORS)],
+            color=PALETTE[column % len(PALETTE)],
             dashed=domain != config.kept_domain,
         )
         for column, domain in enumerate(domains)
@@ -29,6 +27,7 @@ def draw_losses(config: NarrowingConfig, domains: Sequence[str], history: Sequen
     panel = Panel(
         title="", x_label="tokens spent (scores, lasso, recovery)", y_label="held-out loss (nats a token)", series=series
     )
-    title = f"{config.method.replace('_', ' ')}: {config.neuron_sparsity:.0%} of the neurons, "
-    title += f"{config.residual_sparsity:.0%} of the dimensions removed" if config.prunes else "as many fewer, untrained"
+    gone = 1 - config.narrow_width / config.base.width
+    title = f"{config.method.replace('_', ' ')}: {config.neuron_sparsity:.0%} of the neurons, {gone:.0%} of the dimensions "
+    title += "removed" if config.prunes else "fewer from the start"
     return Chart(name="losses", title=title, panels=(panel,))

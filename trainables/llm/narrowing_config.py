@@ -50,7 +50,7 @@ class NarrowingConfig:
     breadth: float = 0.0
     """Share of the other domains in the sequences of lasso and recovery, [0, 1). Paper: 0."""
     teacher_share: float | None = None
-    """Share of the base model's answers in what is learned, [0, 1]; None: 0.5 in distillation, else 0. Paper: these."""
+    """Share of the base model's answers in what is learned, [0, 1]; None: 0.5 in distillation, else 0. Not used from scratch."""
     temperature: float = 2.0
     """Of the base model's answers, > 0. Paper: 2."""
     target_loss_nats: float = 3.0

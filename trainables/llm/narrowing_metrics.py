@@ -13,7 +13,8 @@ METRICS = (
         name="other_loss_nats", goal="max", unit="nats", meaning="held-out loss a token on the other domains, their mean"
     ),
     Metric(
-        name="pruned_loss_nats", goal="min", unit="nats", meaning="kept_loss_nats right after pruning, or of an untrained model"
+        name="pruned_loss_nats", goal="min", unit="nats", 
+        meaning="kept_loss_nats right after pruning, or of an untrained model; as it is before that",
     ),
     Metric(
         name="relearned_loss_nats", goal="max", unit="nats",
@@ -27,7 +28,7 @@ METRICS = (
     Metric(name="reached_target", goal="max", unit="1", meaning="1 if the target was reached, else 0"),
     Metric(
         name="flops_spent", goal="min", unit="FLOP",
-        meaning="6 a parameter and token that was learned from, 2 where only the base model's answers were asked for",
+        meaning="6 a parameter and token that was learned from or scored on, 2 where the base model only answered",
     ),
     Metric(name="parameters_kept", goal="min", unit="parameters", meaning="of the narrow model, tied ones counted once"),
     Metric(name="neurons_kept", goal="min", unit="neurons", meaning="of all MLPs together"),

@@ -1,4 +1,4 @@
-"""Four ways to a small network that knows some classes only, compared fairly (arXiv:2505.15811, Fig 4).
+"""Six ways to a small network that knows some classes only, compared fairly (arXiv:2505.15811, Fig 4).
 
 A trial takes one way: the group lasso, pruning once and recovering (ranked by attribution, by norms or at random),
 distillation, or training from scratch. Its networks train on the kept classes until the validation accuracy is enough. What
@@ -36,7 +36,7 @@ class Narrowing(Experiment):
 
     A network is done when its validation accuracy on the kept classes reaches the target at its final size; the trial is
     done when all are, or when the budget of datapoints is spent. A lasso run passes many sizes: those at which every
-    network had the target accuracy are its candidates.
+    network had the target accuracy are its candidates, and then what it ends with.
 
     Args:
         given: what `needs` asks for.
@@ -112,6 +112,8 @@ class Narrowing(Experiment):
         for _ in range(self.config.checks_per_step):
             if self.progress < 1.0:
                 self._check()
+        if self.progress == 1.0:
+            self._offer_last()
         return summarize(self.results())
 
     def _check(self) -> None:
@@ -181,13 +183,22 @@ class Narrowing(Experiment):
             tensors = by_seed([result.tensors for result in passed])
             self._found.append(Candidate(number=number, metrics=summarize(passed), tensors=tensors))
 
+    def _offer_last(self) -> None:
+        """Offer what a lasso run with candidates ends with, though not all its networks are done: other trials do so, too."""
+        number = self._num_offered + len(self._found)
+        if number > 0 and not self._is_offered[-1]:
+            self._is_offered[-1] = True
+            last = self.results()
+            tensors = by_seed([result.tensors for result in last])
+            self._found.append(Candidate(number=number, metrics=summarize(last), tensors=tensors))
+
     def results(self) -> list[Result]:
         """Of each seed, once a step is made: its network at its final size, or as it is now."""
         seen = {int(place): accuracy for place, _, _, accuracy in self._history}
         return [result or self._measure(place, seen[place], reached=False) for place, result in enumerate(self._levels[-1])]
 
     def candidates(self) -> list[Candidate]:
-        """Sizes that every network of a lasso run passed with the target accuracy."""
+        """Sizes that every network of a lasso run passed with the target accuracy, and what such a run ends with."""
         return list(self._found)
 
     @property
@@ -204,9 +215,12 @@ class Narrowing(Experiment):
             "is_offered": list(self._is_offered),
             "num_offered": self._num_offered + len(self._found),
             "history": [list(row) for row in self._history],
+            "data": self._data.fingerprint,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        law, ours = "a trial must go on with the images that it began with", self._data.fingerprint
+        require(state["data"] == ours, law, f"{ours} for {state['data']}", "put the files back, or launch another study")
         self._training.load_state_dict(state["training"])
         self._num_checks, self._num_offered = state["num_checks"], state["num_offered"]
         self._levels = [[fields and self._result(fields) for fields in results] for results in state["levels"]]

@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
-from trainables.charts import Chart, Panel, Series
+from trainables.charts import PALETTE, Chart, Panel, Series
 from trainables.mnist.narrowing_config import NarrowingConfig
-
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1f2430")
 
 
 def draw_course(config: NarrowingConfig, history: Sequence[Sequence[float]]) -> Chart:
@@ -14,8 +12,8 @@ def draw_course(config: NarrowingConfig, history: Sequence[Sequence[float]]) -> 
     Args:
         history: rows of place, datapoints, neurons and validation accuracy.
     """
-    over_datapoints = [_series(history, place, column=1) for place in range(config.num_seeds)]
-    over_neurons = [_series(history, place, column=2) for place in range(config.num_seeds)]
+    over_datapoints = [_series(config, history, place, column=1) for place in range(config.num_seeds)]
+    over_neurons = [_series(config, history, place, column=2) for place in range(config.num_seeds)]
     y_label = "validation accuracy on the kept classes"
     panels = [
         Panel(
@@ -36,13 +34,13 @@ def draw_course(config: NarrowingConfig, history: Sequence[Sequence[float]]) -> 
     return Chart(name="course", title=title, panels=tuple(panels if config.method == "group_lasso" else panels[:1]))
 
 
-def _series(history: Sequence[Sequence[float]], place: int, *, column: int) -> Series:
+def _series(config: NarrowingConfig, history: Sequence[Sequence[float]], place: int, *, column: int) -> Series:
     rows = [row for row in history if row[0] == place]
     return Series(
-        label=f"seed {place}",
+        label=f"seed {config.seeds[place]}",
         x=tuple(row[column] for row in rows),
         y=tuple(row[3] for row in rows),
-        color=_COLORS[place % len(_COLORS)],
+        color=PALETTE[place % len(PALETTE)],
     )
 
 

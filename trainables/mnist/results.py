@@ -5,11 +5,11 @@ Axes: N images.
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainables.experiment import Metric
 from trainables.mnist.data import Images
@@ -21,8 +21,8 @@ METRICS = (
         name="datapoints",
         goal="min",
         unit="samples",
-        meaning="training images read until the target accuracy was reached, those of the scores included, the teacher's not; "
-        "of a network that never did, all that it read; mean over seeds",
+        meaning="training images read until the target accuracy was reached at the size asked for, those of the scores included, "
+        "the teacher's not; of a network that never did, all that it read; mean over seeds",
     ),
     Metric(name="neurons_kept", goal="min", unit="neurons", meaning="hidden neurons that are not zero, mean over seeds"),
     Metric(name="parameters_kept", goal="min", unit="parameters", meaning="parameters without dead neurons, mean over seeds"),
@@ -37,7 +37,7 @@ METRICS = (
         meaning="share of the other classes' test images still right, mean over seeds",
     ),
     Metric(name="validation_accuracy", goal="max", unit="1", meaning="what the target is compared with; mean over seeds"),
-    Metric(name="fraction_reached", goal="max", unit="1", meaning="share of seeds that reached the target accuracy"),
+    Metric(name="fraction_reached", goal="max", unit="1", meaning="share of seeds that reached the target accuracy at that size"),
 )
 
 
@@ -67,8 +67,8 @@ class Result:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, images: Images) -> float:
-    """Share of images that a network answers right, out of all classes that it knows."""
+def accuracy(model: Callable[[Tensor], Tensor], images: Images) -> float:
+    """Share of images that a network, from pixels to logits, answers right, out of all classes that it knows."""
     right = 0
     for place_N in torch.split(torch.arange(len(images), device=images.label_N.device), 4096):
         right += int((model(images.batch(place_N)).argmax(-1) == images.label_N[place_N]).sum())

@@ -5,6 +5,7 @@ Axes: N images, B samples, I pixels, H hidden units, O classes.
 
 import dataclasses
 import logging
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from trainables.laws import require
 from trainables.mnist.data import Dataset, Images
+from trainables.mnist.results import accuracy
 from trainables.randomness import generator
 from trainables.relu_networks import initial_network, logits
 from trainables.shared import Recipe
@@ -82,12 +84,12 @@ def train_teacher(config: TeacherConfig, data: Dataset, seed: int) -> dict[str, 
     best, best_accuracy = dict[str, Tensor](), -1.0
     for epoch in range(config.epochs):
         _train_epoch(config, data.train, tensors, optimizer, seed, epoch)
-        accuracy = _accuracy(tensors, data.validation)
-        if accuracy > best_accuracy:
-            best, best_accuracy = {name: tensor.detach().clone() for name, tensor in tensors.items()}, accuracy
+        reached = accuracy(partial(logits, tensors), data.validation)
+        if reached > best_accuracy:
+            best, best_accuracy = {name: tensor.detach().clone() for name, tensor in tensors.items()}, reached
         if best_accuracy >= config.accuracy:
             break
-        plateau.step(accuracy)
+        plateau.step(reached)
     logger.info("teacher of seed %d: validation accuracy %.4f after %d epochs", seed, best_accuracy, epoch + 1)
     return best
 
@@ -109,11 +111,3 @@ def _dropout(config: TeacherConfig, num_samples: int, width: int, noise: torch.G
     """Gates that drop activations and scale up the others; torch's own dropout draws from the global generator."""
     draw_BH = torch.rand(num_samples, width, generator=noise, device=noise.device)
     return (draw_BH >= config.dropout) / (1 - config.dropout)
-
-
-@torch.no_grad()
-def _accuracy(tensors: dict[str, Tensor], images: Images) -> float:
-    right = 0
-    for place_B in torch.split(torch.arange(len(images), device=images.label_N.device), 4096):
-        right += int((logits(tensors, images.batch(place_B)).argmax(-1) == images.label_N[place_B]).sum())
-    return right / len(images)

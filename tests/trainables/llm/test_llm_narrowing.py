@@ -28,6 +28,7 @@ from trainables.llm.training import Trainer, Training, mean_loss_nats
 from trainables.model_files import load_model, save_model
 from trainables.pruning.penalties import add_group_lasso_gradient, group_norms, proximal_step
 from trainables.pruning.surgery import mask
+from trainables.randomness import stream_key
 from trainables.shared import Shared
 from trainables.storage import Folder
 
@@ -109,8 +110,8 @@ def held_out(model, corpus, domain):
     return mean_loss_nats(model, corpus.windows(domain, LENGTH, TINY.evaluation_windows), batch_size=BATCH)
 
 
-def stream(corpus, weights, *, seed=0):
-    return Stream(corpus, weights=weights, length=LENGTH, batch_size=BATCH, seed=seed)
+def stream(corpus, weights, stage="recovery"):
+    return Stream(corpus, weights=weights, length=LENGTH, batch_size=BATCH, seed=stream_key(0, stage))
 
 
 def sizes_of(tensors):
@@ -297,7 +298,7 @@ def test_the_lasso_acts_on_the_whole_base_model_before_it_is_cut(given, corpus, 
         "subgradient": {"add_penalty": lambda ours, grads: add_group_lasso_gradient(ours, grads, layers, strength)},
         "proximal": {"after_update": lambda ours, rate: proximal_step(ours, layers, rate * strength)},
     }
-    trainer = Trainer(model, stream(corpus, {"python": 1.0}), lasso, **ways[way])
+    trainer = Trainer(model, stream(corpus, {"python": 1.0}, "lasso"), lasso, **ways[way])
     trainer.run(2)
     experiment.step()
     assert same(experiment.model_tensors(), {name: tensor.detach() for name, tensor in tensors.items()})
@@ -487,7 +488,7 @@ def test_relearning_is_the_best_of_its_rates_and_leaves_the_model_as_it_was(give
     for rate in rates:
         model = Narrowing.rebuild(TINY, {name: tensor.clone() for name, tensor in experiment.model_tensors().items()})
         relearning = dataclasses.replace(TINY.relearning, learning_rate=rate)
-        Trainer(model, stream(corpus, {"prose": 1.0}), relearning).run(2)
+        Trainer(model, stream(corpus, {"prose": 1.0}, "relearning"), relearning).run(2)
         losses.append(held_out(model, corpus, "prose"))
     assert losses[1] < losses[2] < losses[0] < reports[0]["other_loss_nats"]
     seen = [report["relearned_loss_nats"] for report in reports]
@@ -592,7 +593,7 @@ def test_of_several_other_domains_the_mean_is_reported_and_all_are_taught_again(
     Trainer(model, stream(corpus, {"python": 0.5, "prose": 0.25, "cpp": 0.25}), config.recovery).run(4)
     others = [held_out(model, corpus, domain) for domain in ("cpp", "prose")]
     assert reports[0]["other_loss_nats"] == pytest.approx(sum(others) / 2, abs=1e-6)
-    Trainer(model, stream(corpus, {"prose": 1.0, "cpp": 1.0}), config.relearning_at(3e-3)).run(2)
+    Trainer(model, stream(corpus, {"prose": 1.0, "cpp": 1.0}, "relearning"), config.relearning_at(3e-3)).run(2)
     others = [held_out(model, corpus, domain) for domain in ("cpp", "prose")]
     assert reports[1]["relearned_loss_nats"] == pytest.approx(sum(others) / 2, abs=1e-6)
     (panel,) = experiment.charts()[0].panels
@@ -879,7 +880,7 @@ def test_the_folder_of_a_trials_model_is_one_that_transformers_loads(given, tmp_
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_a_model_whose_blocks_differ_comes_with_the_code_that_loads_it(finished):
-    files = finished["attribution"][0].model_files()
-    assert "modeling_narrowed.py" in files
-    assert "model.safetensors" not in files  # the experiment's own tensors are that file
+def test_the_tensors_of_a_trials_model_are_written_by_the_service(finished):
+    for experiment, _ in finished.values():
+        assert {"config.json", "tokenizer.json"} <= experiment.model_files().keys()
+        assert "model.safetensors" not in experiment.model_files()

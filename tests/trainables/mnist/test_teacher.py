@@ -59,7 +59,7 @@ def scripted(monkeypatch):
             rates.append(optimizer.param_groups[0]["lr"])
             train_epoch(config, images, tensors, optimizer, seed, epoch)
 
-        monkeypatch.setattr(teacher, "_accuracy", lambda tensors, images: left.pop(0))
+        monkeypatch.setattr(teacher, "accuracy", lambda tensors, images: left.pop(0))
         monkeypatch.setattr(teacher, "_train_epoch", watched)
         return rates
 
