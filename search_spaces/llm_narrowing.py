@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 _OBJECTIVES = ("kept_loss_nats", "parameters_kept", "tokens_spent")
 _LOG_SCALE = ("parameters_kept", "tokens_spent")
-_METHODS = ["group_lasso", "attribution", "weight_norm", "random", "distillation", "from_scratch"]
 _OWN: dict[str, dict[str, Any]] = {
     "group_lasso": {"lasso_way": "subgradient", "subgradient_strength": 1e-3, "lasso_updates": 60, "lasso_learning_rate": 1e-3},
     "attribution": {"per_layer": False, "recovery_teacher_share": 0.0},
@@ -21,7 +20,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "distillation": {"teacher_share": 0.5, "warmup": 20},
     "from_scratch": {"warmup": 20},
 }
-"""What each method has beside sizes, mixture, length and learning rate of its recovery."""
+"""The methods, and what each has beside sizes, mixture, length and learning rate of its recovery."""
 
 
 def tiny() -> StudySpace:
@@ -70,7 +69,7 @@ def _space(
     first_trials: tuple[dict[str, Any], ...] = (),
 ) -> StudySpace:
     def suggest(trial: "optuna.Trial") -> dict[str, Any]:
-        method = trial.suggest_categorical("method", _METHODS)
+        method = trial.suggest_categorical("method", list(_OWN))
         config = fixed | _suggest_own(trial, method, training, updates)
         recovery = training | {
             "updates": trial.suggest_int("recovery_updates", *updates, log=True),
@@ -120,4 +119,4 @@ def _suggest_own(trial: "optuna.Trial", method: str, training: dict[str, Any], u
 
 def _first_trials(shared: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     """Each way once at one size, on the kept domain alone."""
-    return tuple({"method": method, **_OWN[method], **shared, "breadth": 0.0} for method in _METHODS)
+    return tuple({"method": method, **own, **shared, "breadth": 0.0} for method, own in _OWN.items())

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 _OBJECTIVES = ("datapoints", "neurons_kept", "accuracy")
 _LOG_SCALE = ("datapoints", "neurons_kept")
 _CONSTRAINTS = ("fraction_reached >= 0.5",)  # as the paper has it: a setting has failed if most of its runs do
-_METHODS = ["group_lasso", "attribution", "weight_norm", "random", "distillation", "from_scratch"]
 _OWN: dict[str, dict[str, Any]] = {
     "group_lasso": {"lasso_way": "mask", "mask_strength": 5e-3},
     "attribution": {"ranking": "per_layer"},
@@ -24,7 +23,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "distillation": {"temperature": 20.0, "alpha": 0.1},
     "from_scratch": {"batch_size": 64},
 }
-"""What each method has beside its size and learning rate: the paper's values."""
+"""The methods, and what each has beside its size and learning rate: the paper's values."""
 
 
 def tiny(data_dir: str | None = None) -> StudySpace:
@@ -65,7 +64,7 @@ def _space(
     folder = None if data_dir is None else str(Path(str(data_dir)).expanduser().absolute())
 
     def suggest(trial: "optuna.Trial") -> dict[str, Any]:
-        method = trial.suggest_categorical("method", _METHODS)
+        method = trial.suggest_categorical("method", list(_OWN))
         return fixed | _suggest_own(trial, method) | {
             "data_dir": folder,
             "method": method,
@@ -103,4 +102,4 @@ def _suggest_own(trial: "optuna.Trial", method: str) -> dict[str, Any]:
 
 def _first_trials(*, neurons: int, learning_rate: float) -> list[dict[str, Any]]:
     """Each way once at one size, with the paper's values where it has one."""
-    return [{"method": method, **_OWN[method], "neurons": neurons, "learning_rate": learning_rate} for method in _METHODS]
+    return [{"method": method, **own, "neurons": neurons, "learning_rate": learning_rate} for method, own in _OWN.items()]

@@ -11,10 +11,10 @@ from study.charts import INK, bare, log_ticks, plot_file
 from study.errors import UserError
 from study.query import Front, Objective, Study, TrialRow
 from study.report import short, summary, what_is_compared
+from trainables.charts import PALETTE
 
 _VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (223, 210, 40))
-_OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Colours that the colour-blind tell apart; the yellow, faint on white, is left out."""
+_COLORS = (*PALETTE, "#000000")
 _SIZES = {"infeasible": 42, "dominated": 42, "front": 95}
 _MARGIN = 0.06
 _OPACITIES = {"infeasible": 0.9, "dominated": 0.5, "front": 1.0}
@@ -64,8 +64,8 @@ def _colors(study: Study, front: Front) -> dict[Any, str]:
     rows = [row for members in _kinds(front).values() for row in members]
     found = {_group(study, row) for row in rows}
     groups = sorted(found, key=lambda value: (value is None, isinstance(value, str), value))
-    if any(isinstance(group, str) for group in groups) and len(groups) <= len(_OKABE_ITO):
-        return dict(zip(groups, _OKABE_ITO, strict=False))
+    if any(isinstance(group, str) for group in groups) and len(groups) <= len(_COLORS):
+        return dict(zip(groups, _COLORS, strict=False))
     return {group: _mix(place / max(1, len(groups) - 1)) for place, group in enumerate(groups)}
 
 
@@ -93,12 +93,10 @@ def _marks(study: Study, front: Front, colors: dict[Any, str], x: Objective, y: 
         for group, color in colors.items():
             members = [row for row in _placed(study, rows, x, y) if _group(study, row) == group]
             if members:
-                places = [[float(_value(row, objective.metric)) for row in members] for objective in (x, y)]
-                if kind == "infeasible":
-                    places = [
-                        [min(max(value, low), high) for value in values]
-                        for values, (low, high) in zip(places, edges.values(), strict=True)
-                    ]
+                places = (
+                    [min(max(float(_value(row, objective.metric)), low), high) for row in members]
+                    for objective, (low, high) in edges.items()  # only an infeasible one may lie beyond them
+                )
                 marks.append(_Mark(kind, color, _told(study, group) if study.color_by else kind, members, *places))
     return marks
 

@@ -8,6 +8,7 @@ The function is SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom nu
 """
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -21,6 +22,11 @@ def stream_key(*parts: int | str) -> int:
     """Hash seeds and a purpose, such as `(seed, "data")`, to a 64-bit key; a signed integer, as torch stores it."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def stream_keys(streams: Iterable[tuple[int | str, ...]], device: torch.device | None = None) -> Tensor:
+    """The keys of several streams, key_P: int64 on the device that shall draw; of each stream, the parts of its key."""
+    return torch.tensor([stream_key(*parts) for parts in streams], device=device)
 
 
 def generator(*parts: int | str, device: torch.device | None = None) -> torch.Generator:

@@ -21,7 +21,7 @@ from trainables.cmsp.population import Population
 from trainables.cmsp.task import Batches
 from trainables.cmsp.update_loop import UpdateLoop
 from trainables.experiment import DivergedError, Experiment, Metric
-from trainables.randomness import generator, stream_key
+from trainables.randomness import generator, stream_keys
 from trainables.relu_networks import for_modules, initial_network, modules
 
 
@@ -97,7 +97,7 @@ class Curriculum(Experiment):
         self._loop = UpdateLoop(lambda index: population.update(*training.draw(index)), device=self.device)
 
     def _keys(self, purpose: str) -> Tensor:
-        return torch.tensor([stream_key(self.config.seed + seed, purpose) for seed in self._training_seeds], device=self.device)
+        return stream_keys(((self.config.seed + seed, purpose) for seed in self._training_seeds), self.device)
 
     def step(self) -> dict[str, float]:
         stop = min(self._update + self.config.updates_per_step, self.config.num_updates)

@@ -17,7 +17,7 @@ from trainables.cmsp.task import Batches
 from trainables.cmsp.update_loop import UpdateLoop
 from trainables.experiment import DivergedError
 from trainables.pruning.penalties import add_group_lasso_gradient, proximal_step
-from trainables.randomness import stream_key
+from trainables.randomness import stream_keys
 
 Phase = Literal["pretraining", "lasso"]
 
@@ -48,7 +48,7 @@ class Training:
 
     def _keys(self, purpose: str) -> Tensor:
         device = self.population.parameter_PF.device
-        return torch.tensor([stream_key(seed, purpose) for seed in self._config.seeds], device=device)
+        return stream_keys(((seed, purpose) for seed in self._config.seeds), device)
 
     def run(self, start: int, stop: int) -> None:
         """Make updates number `start` to `stop - 1` of the phase."""

@@ -22,7 +22,7 @@ from trainables.cmsp.task import Batches, Code
 from trainables.cmsp.update_loop import UpdateLoop
 from trainables.experiment import check_finite
 from trainables.pruning.surgery import remove
-from trainables.randomness import stream_key
+from trainables.randomness import stream_keys
 
 _SIZES = 8  # populations have widths in eighths of the unpruned one, or in cache lines where these are larger
 _MAX_NUMBERS = 2**32  # that a population may take in memory: 16 GB
@@ -169,8 +169,7 @@ class _Group:
         """Make the streams and the loop of the copies that still train."""
         config, code, device = self._config, self.copies[0].code, self._population.parameter_PF.device
         keys = {
-            purpose: torch.tensor([stream_key(purpose, *copy.name) for copy in self.copies], device=device)
-            for purpose in ("recovery", "recovered")
+            purpose: stream_keys(((purpose, *copy.name) for copy in self.copies), device) for purpose in ("recovery", "recovered")
         }
         training = Batches(config.task, {code: config.recovery_samples}, keys["recovery"])
         self._evaluation = Batches(config.task, {code: config.score_samples}, keys["recovered"])

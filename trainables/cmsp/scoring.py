@@ -3,14 +3,13 @@
 Axes: B samples, I inputs, H hidden units.
 """
 
-import torch
 from torch import Tensor
 
 from trainables.cmsp.networks import Shape
 from trainables.cmsp.task import Batches, Code, Task
 from trainables.pruning.scores import SCORES
 from trainables.pruning.units import Tensors
-from trainables.randomness import generator, stream_key
+from trainables.randomness import generator, stream_keys
 from trainables.relu_networks import CrossEntropy
 
 
@@ -30,7 +29,7 @@ def score_neurons(
     Source: arXiv:2505.15811, Fig 3: one batch of 2000 samples of the scored task, the same for all neurons.
     """
     device = tensors["layer0.weight"].device
-    key_P = torch.tensor([stream_key(seed, "scores", *code)], device=device)
+    key_P = stream_keys([(seed, "scores", *code)], device)
     x_PBI, y_PB = Batches(task, {code: num_samples}, key_P).draw(0)
     loss = CrossEntropy(x_PBI[0, :, : task.num_inputs], y_PB[0].long())
     return SCORES[kind](tensors, shape.neurons, [loss], generator(seed, "random scores"))

@@ -64,22 +64,34 @@ def save(model: nn.Module, folder: str | Path) -> bool:
     """
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    parameter = next(model.parameters())
-    config, built = stock_config(model.config), build_on_meta(model.config)
-    record = _unlike(model, built)
-    config.architectures, config.dtype = [type(built).__name__], parameter.dtype
+    files = description(model)
     for name in (CONFIG_FILE, CODE_FILE):
         (place / name).unlink(missing_ok=True)
+    safetensors.torch.save_file(_tensors(model), place / TENSORS_FILE, metadata={"format": "pt"})
+    for name, data in files.items():
+        (place / name).write_bytes(data)
+    return CODE_FILE in files
+
+
+def description(model: nn.Module) -> dict[str, bytes]:
+    """The files of a model's folder beside its tensors, by name: code if it needs any, and the config last.
+
+    Raises:
+        ValueError: if the model has parameters that its stock class does not have.
+    """
+    config, built = stock_config(model.config), build_on_meta(model.config)
+    base, record = type(built).__name__, _unlike(model, built)
+    config.architectures, config.dtype = [base], next(model.parameters()).dtype
+    texts = {}
     if record:
         setattr(config, RECORD, record)
-        config.auto_map = {"AutoModelForCausalLM": f"{Path(CODE_FILE).stem}.Narrowed{type(built).__name__}"}
-        (place / CODE_FILE).write_text(_CODE.format(base=type(built).__name__, record=RECORD))
-    safetensors.torch.save_file(_tensors(model), place / TENSORS_FILE, metadata={"format": "pt"})
+        config.auto_map = {"AutoModelForCausalLM": f"{Path(CODE_FILE).stem}.Narrowed{base}"}
+        texts[CODE_FILE] = _CODE.format(base=base, record=RECORD)
     generation = getattr(model, "generation_config", None)
     if generation is not None:
-        (place / GENERATION_FILE).write_text(generation.to_json_string())
-    (place / CONFIG_FILE).write_text(config.to_json_string())
-    return bool(record)
+        texts[GENERATION_FILE] = generation.to_json_string()
+    texts[CONFIG_FILE] = config.to_json_string()
+    return {name: text.encode() for name, text in texts.items()}
 
 
 def load(folder: str | Path) -> nn.Module:

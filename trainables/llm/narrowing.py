@@ -6,10 +6,8 @@ base model's answers or without. In the end the other domains are taught again, 
 """
 
 import copy
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,7 +22,7 @@ from trainables.llm.corpus import Corpus
 from trainables.llm.corpus_recipe import corpus_recipe
 from trainables.llm.corpus_stream import Stream
 from trainables.llm.dissection import dissect
-from trainables.llm.files import TENSORS_FILE, save, tokenizer_files
+from trainables.llm.files import description, tokenizer_files
 from trainables.llm.gates import NextTokenLoss
 from trainables.llm.narrowing_charts import draw_losses
 from trainables.llm.narrowing_config import NarrowingConfig
@@ -111,7 +109,7 @@ class Narrowing(Experiment):
         """Make one step's updates, then measure."""
         budget = self._training_of(stage).updates
         self._trainer.run(min(self.config.updates_per_step, budget - self._trainer.update))
-        self._ledger.note_training(stage, self._trainer.update, _num_parameters(dict(self._model.named_parameters())))
+        self._ledger.note_training(stage, self._trainer.update, _num_parameters(self._tensors))
         self._measure()
         if self._trainer.update == budget:
             self._stage += 1
@@ -120,25 +118,30 @@ class Narrowing(Experiment):
 
     def _begin_recovery(self) -> None:
         """Cut the model, if this way does, and measure what is left before any recovery."""
+        anatomy = dissect(self._model)  # it stays true when units are removed
         if self.config.prunes:
-            anatomy = dissect(self._model)
             layers = self._layers(anatomy)
             self._keep = self._choose(anatomy, layers)
             remove(self._model, anatomy, layers, self._keep)
-        self._note_sizes()
+        *counts, dimensions = (units.count for units in self._layers(anatomy))
+        self._ledger.note_sizes(_num_parameters(self._tensors), counts, dimensions)
         self._measure()
         self._ledger.note_pruned()
         self._trainer = self._trainer_of("recovery")
 
+    @property
+    def _tensors(self) -> dict[str, nn.Parameter]:
+        """The model's parameters as they are now, those that are tied once."""
+        return dict(self._model.named_parameters())
+
     def _layers(self, anatomy: Anatomy) -> list[Units]:
         """The neurons of every block, then the residual dimensions."""
-        tensors = dict(self._model.named_parameters())
-        return [*neurons(anatomy, tensors), residual(anatomy, tensors)]
+        return [*neurons(anatomy, self._tensors), residual(anatomy, self._tensors)]
 
     def _choose(self, anatomy: Anatomy, layers: Sequence[Units]) -> list[Tensor]:
         """Score all units on the kept domain, and keep the best."""
         config = self.config
-        tensors = dict(self._model.named_parameters())
+        tensors = self._tensors
         windows = self._corpus.windows(config.kept_domain, config.recovery.length, config.score_windows, "attribution")
         parts = torch.split(windows.to(self.device), _WINDOWS_AT_ONCE)
         losses = [NextTokenLoss(self._model, anatomy, part) for part in parts]
@@ -150,10 +153,6 @@ class Narrowing(Experiment):
         (kept_dimensions,) = choose_kept(scores[-1:], config.residual_sparsity)
         return [*kept_neurons, keep_more(scores[-1], kept_dimensions, config.narrow_width)]
 
-    def _note_sizes(self) -> None:
-        *counts, dimensions = (units.count for units in self._layers(dissect(self._model)))
-        self._ledger.note_sizes(_num_parameters(dict(self._model.named_parameters())), counts, dimensions)
-
     def _training_of(self, stage: Stage) -> Training:
         return {"lasso": self.config.lasso, "recovery": self.config.recovery, "relearning": self.config.relearning}[stage]
 
@@ -163,10 +162,11 @@ class Narrowing(Experiment):
         stream = self._stream(stage, weights)
         if stage == "recovery":
             return Trainer(self._model, stream, config.recovery, teacher=self._teacher())
-        layers = neurons(dissect(self._model), dict(self._model.named_parameters()))
+        layers = neurons(dissect(self._model), self._tensors)
         if config.lasso_way == "proximal":
             return Trainer(self._model, stream, config.lasso, after_update=partial(_shrink, layers, config.lasso_strength))
-        return Trainer(self._model, stream, config.lasso, add_penalty=partial(_penalise, layers, config.lasso_strength))
+        penalise = partial(add_group_lasso_gradient, layers=layers, strength=config.lasso_strength)
+        return Trainer(self._model, stream, config.lasso, add_penalty=penalise)
 
     def _stream(self, stage: Stage, weights: Mapping[str, float]) -> Stream:
         length, batch_size = self._training_of(stage).length, self._training_of(stage).batch_size
@@ -222,7 +222,7 @@ class Narrowing(Experiment):
             "stage": self._stage,
             "keep": self._keep,
             "relearned": list(self._relearned),
-            "parameters": {name: parameter.detach().clone() for name, parameter in self._model.named_parameters()},
+            "parameters": {name: parameter.detach().clone() for name, parameter in self._tensors.items()},
             "trainer": copy.deepcopy(self._trainer.state_dict()),
             "ledger": self._ledger.state_dict(),
         }
@@ -242,17 +242,14 @@ class Narrowing(Experiment):
 
     def model_tensors(self) -> dict[str, Tensor]:
         """The parameters of the narrow model, by their names in transformers."""
-        return {name: parameter.detach().cpu() for name, parameter in self._model.named_parameters()}
+        return {name: parameter.detach().cpu() for name, parameter in self._tensors.items()}
 
     def model_files(self) -> dict[str, bytes]:
         """The model's config and tokenizer: `AutoModelForCausalLM.from_pretrained` loads the folder.
 
         Where blocks have MLPs of different widths there is a module of code, too, and it asks for trust_remote_code=True.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            save(self._model, folder)
-            paths = [path for path in Path(folder).iterdir() if path.name != TENSORS_FILE]
-            return {path.name: path.read_bytes() for path in paths} | tokenizer_files(self._corpus.tokenizer_json)
+        return tokenizer_files(self._corpus.tokenizer_json) | description(self._model)
 
     @classmethod
     def rebuild(cls, config: NarrowingConfig, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -262,10 +259,6 @@ class Narrowing(Experiment):
     def charts(self) -> list[Chart]:
         """The losses of every domain over the tokens (Figs 5, 12 and 13)."""
         return [draw_losses(self.config, self._corpus.domains, self._ledger.history)]
-
-
-def _penalise(layers: Sequence[Units], strength: float, tensors: Tensors, gradients: Tensors) -> None:
-    add_group_lasso_gradient(tensors, gradients, layers, strength)
 
 
 def _shrink(layers: Sequence[Units], strength: float, tensors: Tensors, learning_rate: float) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trainables.laws import require
 from trainables.mnist.idx import find_files, read_images, read_labels
-from trainables.randomness import draw_words, stream_key
+from trainables.randomness import draw_words, stream_keys
 
 DIGITS_TEST_FRACTION = 0.25
 """Of scikit-learn's digits, which have no test images of their own."""
@@ -196,7 +196,7 @@ def _require_classes(labels: Path, label_F: Tensor, num_classes: int, *, least: 
 def _split(label_F: Tensor, row_N: Tensor, fraction: float, purpose: str) -> tuple[Tensor, Tensor]:
     """Take a fraction of the rows of each class, at least one, by lot; what is taken and what is left, ascending."""
     # Not torch.randperm: another torch may draw others with it, and the splits shall never change.
-    word_F = draw_words(torch.tensor([stream_key("mnist", "split", purpose)]), 0, len(label_F))[0]
+    word_F = draw_words(stream_keys([("mnist", "split", purpose)]), 0, len(label_F))[0]
     drawn_N = row_N[word_F[row_N].argsort()]
     taken = []
     for label in sorted(set(label_F.tolist())):

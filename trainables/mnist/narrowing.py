@@ -121,8 +121,8 @@ class Narrowing(Experiment):
         config, training = self.config, self._training
         training.run(config.samples_per_check // config.batch_size)
         self._num_checks += 1
-        for place, accuracy in zip(training.places, self._validate(), strict=True):
-            self._note(place, accuracy)
+        for place, neurons, accuracy in zip(training.places, training.population.num_alive(), self._validate(), strict=True):
+            self._note(place, neurons, accuracy)
         self._offer()
         staying = [place for place in training.places if self._levels[-1][place] is None]
         if staying:
@@ -138,9 +138,8 @@ class Narrowing(Experiment):
         right_PN = logit_PNO.argmax(-1) == images.label_N
         return [float(share) for share in right_PN.double().mean(1)]
 
-    def _note(self, place: int, accuracy: float) -> None:
+    def _note(self, place: int, neurons: int, accuracy: float) -> None:
         """Take a network down where it is the first of its seed at a size with the target accuracy."""
-        neurons = sum(int(alive_PH[self._training.places.index(place)].sum()) for alive_PH in self._training.population.alive())
         self._history.append([place, self._datapoints, neurons, accuracy])
         reached = accuracy >= self.config.target_accuracy
         open_levels = [

@@ -81,6 +81,11 @@ class Population:
         """Which units are not zero in all that they own: alive_PH of each hidden layer."""
         return [group_norms(self.tensors, units) > 0 for units in hidden_neurons(self.tensors)]
 
+    def num_alive(self) -> list[int]:
+        """Living units of each network, of all hidden layers together."""
+        total_P = torch.stack([alive_PH.sum(1) for alive_PH in self.alive()]).sum(0)
+        return [int(total) for total in total_P.tolist()]
+
     @torch.no_grad()
     def mask(self, keep: Sequence[Tensor]) -> None:
         """Zero units and what Adam remembers of them, for good: the gradient of such a unit is exactly zero.

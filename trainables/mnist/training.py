@@ -103,8 +103,7 @@ class Training:
             population.mask(population.alive())  # what Adam remembers of them would bring them back
         else:
             self._mask_short()
-        count_P = sum(alive_PH.sum(1) for alive_PH in population.alive())
-        counts = torch.as_tensor(count_P).tolist()
+        counts = population.num_alive()
         self.in_lasso = [acts and count > config.neurons for acts, count in zip(self.in_lasso, counts, strict=True)]
 
     def _mask_short(self) -> None:
