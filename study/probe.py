@@ -17,8 +17,9 @@ from typing import Any
 
 from search_spaces.space import Constraint, StudySpace
 from study.errors import UserError
-from trainables.experiment import Metric
+from trainables.experiment import Metric, metric_named
 from trainables.registry import load_experiment
+from trainables.shared import Recipe
 
 NUM_PROBES = 64
 _MLFLOW_NAME = re.compile(r"[\w\-. /]{1,200}", re.ASCII)
@@ -132,8 +133,8 @@ def describe_space(space: StudySpace) -> SpaceDescription:
         experiment = load_experiment(space.experiment)
     except ValueError as error:
         raise UserError(str(error)) from error
-    metrics = {metric.name: metric for metric in experiment.METRICS}
-    for name in metrics:
+    metrics = experiment.METRICS
+    for name in (metric.name.removesuffix("*") for metric in metrics):
         check_mlflow_name("a metric's name", name)
         if name == "progress" or name.startswith("candidate/"):
             raise UserError(f"a metric must not be called {name}, but one of METRICS is; that name is the study's own")
@@ -142,10 +143,10 @@ def describe_space(space: StudySpace) -> SpaceDescription:
     if space.representative is not None:
         _check_goal("a representative", space.representative, space.experiment, metrics)
     for constraint in map(Constraint.parse, space.constraints):
-        if constraint.metric not in metrics:
+        if metric_named(metrics, constraint.metric) is None:
             raise UserError(
                 f"a constraint must bound a metric of {space.experiment}, but got {str(constraint)!r}; "
-                f"use {', '.join(sorted(metrics))}"
+                f"use {', '.join(sorted(metric.name for metric in metrics))}"
             )
     trials = [ProbeTrial(number) for number in range(NUM_PROBES)]
     configs = [_config_of(space, experiment.Config, trial) for trial in trials]
@@ -157,7 +158,7 @@ def describe_space(space: StudySpace) -> SpaceDescription:
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     return SpaceDescription(
         experiment=space.experiment,
-        objectives={name: str(metrics[name].goal) for name in space.objectives},
+        objectives={name: _goal(metrics, name) for name in space.objectives},
         constraints=tuple(str(Constraint.parse(text)) for text in space.constraints),
         parameters=tuple(
             Parameter(
@@ -170,7 +171,7 @@ def describe_space(space: StudySpace) -> SpaceDescription:
         fixed=fixed,
         first_trials=tuple(dict(given) for given in space.first_trials),
         varied_digest=_digest(varied),
-        representative={} if space.representative is None else {space.representative: str(metrics[space.representative].goal)},
+        representative={} if space.representative is None else {space.representative: _goal(metrics, space.representative)},
     )
 
 
@@ -181,17 +182,26 @@ def check_inputs(space: StudySpace) -> None:
         UserError: if something is missing or damaged.
     """
     experiment = load_experiment(space.experiment)
-    for number in range(NUM_PROBES):
-        config = experiment.Config(**_config_of(space, experiment.Config, ProbeTrial(number)))
-        try:
-            experiment.needs(config)
-        except (ValueError, OSError, ImportError) as error:
-            raise UserError(str(error)) from error
+    recipes: dict[str, Recipe] = {}
+    try:
+        for number in range(NUM_PROBES):
+            config = experiment.Config(**_config_of(space, experiment.Config, ProbeTrial(number)))
+            recipes |= {recipe.key: recipe for recipe in experiment.needs(config).values()}
+        for recipe in recipes.values():
+            recipe.check_all()
+    except (ValueError, OSError, ImportError) as error:
+        raise UserError(str(error)) from error
 
 
-def _check_goal(what: str, name: str, experiment: str, metrics: Mapping[str, Metric]) -> None:
-    if name not in metrics or metrics[name].goal is None:
-        with_goal = ", ".join(sorted(metric.name for metric in metrics.values() if metric.goal))
+def _goal(metrics: Sequence[Metric], name: str) -> str:
+    """Which way is better; empty for what is no metric, or has no better way."""
+    metric = metric_named(metrics, name)
+    return "" if metric is None else metric.goal or ""
+
+
+def _check_goal(what: str, name: str, experiment: str, metrics: Sequence[Metric]) -> None:
+    if not _goal(metrics, name):
+        with_goal = ", ".join(sorted(metric.name for metric in metrics if metric.goal))
         raise UserError(f"{what} must be a metric of {experiment} that has a goal, but got {name!r}; use {with_goal}")
 
 

@@ -24,6 +24,7 @@ from study.probe import check_inputs, describe_space
 from study.provenance import checkout_commit, describe_changes, installed_versions, refuse_drift
 from study.samplers import check_sampler
 from study.spec import StudySpec, load_space
+from trainables.experiment import metric_named
 from trainables.registry import load_experiment
 from trainables.storage import Folder
 
@@ -318,9 +319,11 @@ def _check_positive(**numbers: float | None) -> None:
 
 def _session_tags(spec: StudySpec) -> dict[str, Any]:
     """What the parent run says of the study: all that a query needs."""
-    metrics = {metric.name: metric for metric in load_experiment(spec.description.experiment).METRICS}
+    metrics = load_experiment(spec.description.experiment).METRICS
     objectives = [
-        {"metric": name, "goal": goal, "unit": metrics[name].unit} for name, goal in spec.description.objectives.items()
+        {"metric": name, "goal": goal, "unit": metric.unit}
+        for name, goal in spec.description.objectives.items()
+        if (metric := metric_named(metrics, name)) is not None
     ]
     return {
         "space": spec.space,

@@ -6,7 +6,7 @@ An experiment is a plain object. It knows nothing of trials, studies, Ray, Optun
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -27,7 +27,8 @@ class Metric:
     """One number that `Experiment.step()` reports.
 
     Attributes:
-        name: the key in the reported dict.
+        name: the key in the reported dict. One that ends in `/*` stands for one or more keys, such as `loss_nats/*` for
+            `loss_nats/python` and `loss_nats/prose`, where the config tells how many there are.
         goal: which way is better; None for a number that only informs and cannot be an objective.
         unit: what one counts, for people: "bits", "samples", "1" for a pure ratio.
         meaning: one sentence.
@@ -59,7 +60,7 @@ class Experiment(abc.ABC):
 
     Laws, held by `tests/contract/test_experiments.py` for every registered experiment:
       - the same config gives the same numbers; save + load + go on gives what no interruption gives, exactly on CPU;
-      - `step()` returns exactly the names of `METRICS`, and a candidate has exactly these;
+      - `step()` returns exactly the names of `METRICS`, the same in every step, and a candidate has exactly these;
       - candidates are numbered from 0, one by one, over all steps;
       - `progress` never falls, and ends at exactly 1.0;
       - importing an experiment loads none of ray, optuna, mlflow.
@@ -116,11 +117,11 @@ class Experiment(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def rebuild(cls, config: Any, tensors: Mapping[str, Tensor]) -> Any:
-        """Make the trained networks again from `model_tensors()`."""
+    def rebuild(cls, config: Any, tensors: Mapping[str, Tensor], files: Mapping[str, bytes]) -> Any:
+        """Make the trained networks again from `model_tensors()` and `model_files()`; nothing of them is executed."""
 
     def model_files(self) -> dict[str, bytes]:
-        """Further files, by name, for the folder of the trained networks: what other tools need to load them."""
+        """Further files, by name, for the folder of the trained networks: what `rebuild` or other tools need beside tensors."""
         return {}
 
     def candidates(self) -> list[Candidate]:
@@ -148,6 +149,28 @@ def build_experiment(
     with_given: Any = experiment_class  # not every experiment takes what only some need
     made: Experiment = with_given(config, device=device, given=given)
     return made
+
+
+def metric_named(metrics: Iterable[Metric], name: str) -> Metric | None:
+    """The metric that declares a reported name, be it one of several; None if none does."""
+    first, slash, _ = name.partition("/")
+    declaring = {name, f"{first}/*"} if slash else {name}
+    return next((metric for metric in metrics if metric.name in declaring), None)
+
+
+def check_declared(names: Iterable[str], metrics: Sequence[Metric], *, where: str) -> None:
+    """Refuse a report that has not exactly the names of `METRICS`.
+
+    Raises:
+        ValueError: naming those that are missing, and those that nobody declared.
+    """
+    found = {name: metric_named(metrics, name) for name in names}
+    undeclared = sorted(name for name, metric in found.items() if metric is None)
+    missing = sorted({metric.name for metric in metrics} - {metric.name for metric in found.values() if metric is not None})
+    if undeclared or missing:
+        raise ValueError(
+            f"{where} must have exactly METRICS, but missing are {missing} and undeclared {undeclared}; declare a Metric for each"
+        )
 
 
 def check_finite(metrics: Mapping[str, float], *, where: str) -> None:

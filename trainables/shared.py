@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trainables.laws import require
@@ -26,6 +27,7 @@ from trainables.storage import Folder, StorageError, storage_errors
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")  # with all that is added to it, still a file's name
 _NUM_TRIES = 3
+_DIGEST_LENGTH = 16  # hex digits
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +44,14 @@ class Recipe:
             from torch's global one: a trial's numbers must not depend on whether it was the one that made.
         needs: what it is made of and is itself made once, such as a corpus; `make` then has a second argument, the tensors of
             each by name.
+        check: refuses, by a ValueError, inputs that are missing or of no use; asked before a study starts, not by its trials.
     """
 
     name: str
     ingredients: Mapping[str, Any]
     make: Callable[..., dict[str, Tensor]]
     needs: "Mapping[str, Recipe]" = dataclasses.field(default_factory=dict)
+    check: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         law = "a recipe's name must be 1 to 100 letters, digits, '-' and '_'"
@@ -77,6 +81,16 @@ class Recipe:
         """What the files are named by: the recipe's name and the digest of all of it."""
         return f"{self.name}-{_digest(self.canonical.encode())}"
 
+    def check_all(self) -> None:
+        """Check it and all that it needs.
+
+        Raises:
+            ValueError: from the first check that finds something.
+        """
+        self.check()
+        for recipe in self.needs.values():
+            recipe.check_all()
+
 
 class Shared:
     """Things made once in a storage folder, read by every trial of a study, in every process and after a resume.
@@ -105,7 +119,7 @@ class Shared:
         Whatever `recipe.make` raises is raised here, and leaves nothing behind; who asks next tries for itself.
 
         Returns:
-            CPU tensors as the storage gives them: the maker too uses what all others will.
+            CPU tensors as the storage gives them, mapped where it is a disk: the maker too uses what all others will.
 
         Raises:
             StorageError: if the storage fails, or does not give back what it was given.
@@ -207,11 +221,26 @@ class Shared:
         """Read a file if it is there, whole, and made by this recipe."""
         with storage_errors(name):
             try:
+                if self._folder.is_local:
+                    return self._map(Path(self._folder.address) / name, recipe)
                 data = self._folder.read(name)
             except FileNotFoundError:
                 return None
-        whole = name.endswith(f"-{_digest(data)}.safetensors")
-        return safetensors.torch.load(data) if whole and _recipe_in(data) == recipe.canonical else None
+        is_whole = name.endswith(f"-{_digest(data)}.safetensors")
+        return safetensors.torch.load(data) if is_whole and _recipe_in(data) == recipe.canonical else None
+
+    def _map(self, path: Path, recipe: Recipe) -> dict[str, Tensor] | None:
+        """Map a file: all processes of a machine share its pages, until one of them writes to its copy."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:_DIGEST_LENGTH]
+        if not path.name.endswith(f"-{digest}.safetensors"):
+            return None
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                is_its_own = (tensors.metadata() or {}).get("recipe") == recipe.canonical
+                return {key: tensors.get_tensor(key) for key in tensors.keys()} if is_its_own else None
+        except SafetensorError:
+            return None
 
 
 @contextlib.contextmanager
@@ -280,4 +309,4 @@ def _unkept(key: str) -> StorageError:
 
 
 def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
+    return hashlib.sha256(data).hexdigest()[:_DIGEST_LENGTH]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from trainables.charts import Chart, chart_files
-from trainables.experiment import Candidate, Experiment, build_experiment
+from trainables.experiment import Candidate, Experiment, build_experiment, check_declared
 from trainables.model_files import load_model, save_model
 from trainables.registry import EXPERIMENTS, load_experiment
 from trainables.shared import Shared
@@ -91,9 +91,10 @@ def test_a_state_is_a_snapshot_that_later_steps_leave_alone(experiment_class, ma
 
 
 def test_step_returns_exactly_the_declared_metrics_all_finite(experiment_class, make):
-    declared = {metric.name for metric in experiment_class.METRICS}
-    for report in run(make(experiment_class)):
-        assert report.keys() == declared
+    reports = run(make(experiment_class))
+    for report in reports:
+        check_declared(report, experiment_class.METRICS, where="a report")
+        assert report.keys() == reports[0].keys()
         assert all(abs(value) < float("inf") for value in report.values())
 
 
@@ -125,8 +126,9 @@ def test_models_survive_their_files(experiment_class, make, tmp_path):
     experiment = make(experiment_class)
     run(experiment)
     name = next(name for name in EXPERIMENTS if load_experiment(name) is experiment_class)
-    save_model(Folder(tmp_path), name, experiment_class.Config.tiny(), experiment.model_tensors())
-    direct = experiment_class.rebuild(experiment_class.Config.tiny(), experiment.model_tensors())
+    config, tensors, files = experiment_class.Config.tiny(), experiment.model_tensors(), experiment.model_files()
+    save_model(Folder(tmp_path), name, config, tensors, files)
+    direct = experiment_class.rebuild(config, tensors, files)
     for loaded, expected in zip(networks(load_model(tmp_path)), networks(direct), strict=True):
         for ours, theirs in zip(loaded.parameters(), expected.parameters(), strict=True):
             assert torch.equal(ours, theirs)
@@ -135,14 +137,14 @@ def test_models_survive_their_files(experiment_class, make, tmp_path):
 def test_candidates_are_numbered_over_all_steps_have_exactly_the_declared_metrics_and_survive_their_files(
     experiment_class, make, tmp_path
 ):
-    config, declared = experiment_class.Config.tiny(), {metric.name for metric in experiment_class.METRICS}
+    config = experiment_class.Config.tiny()
     name = next(name for name in EXPERIMENTS if load_experiment(name) is experiment_class)
     for number, candidate in enumerate(run_with_candidates(make(experiment_class))[1]):
         assert candidate.number == number
-        assert candidate.metrics.keys() == declared
+        check_declared(candidate.metrics, experiment_class.METRICS, where="a candidate")
         assert all(abs(value) < float("inf") for value in candidate.metrics.values())
         save_model(Folder(tmp_path), name, config, candidate.tensors)
-        direct = experiment_class.rebuild(config, candidate.tensors)
+        direct = experiment_class.rebuild(config, candidate.tensors, {})
         for loaded, expected in zip(networks(load_model(tmp_path)), networks(direct), strict=True):
             for ours, theirs in zip(loaded.parameters(), expected.parameters(), strict=True):
                 assert torch.equal(ours, theirs)

@@ -34,7 +34,7 @@ class Curve(Experiment):
         width: int = 3
 
     @classmethod
-    def rebuild(cls, config, tensors):
+    def rebuild(cls, config, tensors, files):
         return config.width, tensors["x"]
 
 

@@ -181,7 +181,7 @@ class Curve(Experiment):
         return {"x": torch.zeros(1)}
 
     @classmethod
-    def rebuild(cls, config, tensors):
+    def rebuild(cls, config, tensors, files):
         return tensors["x"].tolist()
 
 def space():

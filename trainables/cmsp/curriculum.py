@@ -198,7 +198,9 @@ class Curriculum(Experiment):
         return for_modules(split(self.config.shape, flat_SF))
 
     @classmethod
-    def rebuild(cls, config: CurriculumConfig, tensors: Mapping[str, Tensor]) -> list[torch.nn.Sequential]:
+    def rebuild(
+        cls, config: CurriculumConfig, tensors: Mapping[str, Tensor], files: Mapping[str, bytes]
+    ) -> list[torch.nn.Sequential]:
         """One torch.nn.Sequential a seed: control bits and task bits in, two logits out."""
         return [modules({name: tensor[seed] for name, tensor in tensors.items()}) for seed in range(config.num_seeds)]
 

@@ -214,7 +214,9 @@ class Nonlocality(Experiment):
         return by_seed(self._pruned or self._training.networks())
 
     @classmethod
-    def rebuild(cls, config: NonlocalityConfig, tensors: Mapping[str, Tensor]) -> list[torch.nn.Sequential]:
+    def rebuild(
+        cls, config: NonlocalityConfig, tensors: Mapping[str, Tensor], files: Mapping[str, bytes]
+    ) -> list[torch.nn.Sequential]:
         """One torch.nn.Sequential a seed, as small as it was pruned: control bits and task bits in, two logits out."""
         return from_seeds(tensors)
 

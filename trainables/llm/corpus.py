@@ -9,11 +9,9 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from trainables.laws import require
@@ -30,7 +28,7 @@ class Corpus:
     tensors: Mapping[str, Tensor]
     """By name: see `trainables.llm.corpus_recipe.make_corpus`."""
     about: Mapping[str, Any]
-    """end_id, start_id, largest_id; documents and bytes of each domain; left_out: documents by reason."""
+    """end_id, start_id, largest_id, vocabulary; documents and bytes of each domain; left_out: documents by reason."""
     domains: tuple[str, ...]
     """Sorted."""
 
@@ -39,12 +37,6 @@ class Corpus:
         """Take the tensors of a recipe."""
         domains = sorted({name.split("/", 2)[2] for name in tensors if name.startswith("tokens/")})
         return cls(tensors=tensors, about=json.loads(_text(tensors["about.json"])), domains=tuple(domains))
-
-    @classmethod
-    def mapped(cls, path: Path) -> Self:
-        """Map a file that `Shared` wrote: only what is looked at is read, and all processes of a machine share it."""
-        with safe_open(path, framework="pt") as file:
-            return cls.of({name: file.get_tensor(name) for name in file.keys()})
 
     @property
     def end_id(self) -> int:
@@ -77,6 +69,11 @@ class Corpus:
     def largest_id(self) -> int:
         """The largest token that any window holds: for `trainables.llm.tokens.require_fits`."""
         return int(self.about["largest_id"])
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens a model must know to read whatever the tokenizer makes of a text."""
+        return int(self.about["vocabulary"])
 
     def fingerprint(self) -> str:
         """16 hex digits of all tokens: what a model that was trained on them depends on; reads all of them."""

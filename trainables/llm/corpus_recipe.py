@@ -11,40 +11,51 @@ import json
 import logging
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 
 from trainables.laws import require
 from trainables.llm.corpus_documents import SPLITS, CorpusConfig, Selection, ingredients
-from trainables.llm.text_sources import Document
-from trainables.llm.tokens import TextTokenizer, train_tokenizer
+from trainables.llm.packed_files import as_bytes_tensor, unpack_files
+from trainables.llm.text_sources import Document, check_source
+from trainables.llm.tokens import TextTokenizer, tokenizer_of, train_tokenizer
 from trainables.shared import Recipe
 
-_VERSION = 1
+_VERSION = 2
 """Of the code that reads, cleans, splits and packs: another number makes other corpora."""
 _DOCUMENTS_AT_ONCE = 256
 
 logger = logging.getLogger(__name__)
 
 
-def corpus_recipe(config: CorpusConfig, tokenizer: TextTokenizer | None = None) -> Recipe:
+def corpus_recipe(config: CorpusConfig, tokenizer: TextTokenizer | Recipe | None = None) -> Recipe:
     """How the corpus of a config is made: one for each config and tokenizer, whatever the files of a machine hold.
 
     What it makes: `trainables.llm.corpus.Corpus` reads it.
 
     Args:
-        tokenizer: a model's own; None for one that is trained on the documents to train on.
+        tokenizer: a model's own, or how it is made (`trainables.llm.pretrained.tokenizer_recipe`); None for one that is
+            trained on the documents to train on.
     """
-    own = None if tokenizer is None else tokenizer.fingerprint
+    own = tokenizer.fingerprint if isinstance(tokenizer, TextTokenizer) else None
+    needs = {"tokenizer": tokenizer} if isinstance(tokenizer, Recipe) else {}
 
-    def make(device: torch.device) -> dict[str, Tensor]:
+    def make(device: torch.device, given: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})) -> dict[str, Tensor]:
+        if isinstance(tokenizer, Recipe):
+            return make_corpus(config, tokenizer_of(unpack_files(given["tokenizer"])))
         return make_corpus(config, tokenizer)
 
-    return Recipe(name="corpus", ingredients={"version": _VERSION, "tokenizer": own, **ingredients(config)}, make=make)
+    content = {"version": _VERSION, "tokenizer": own, **ingredients(config)}
+    return Recipe(name="corpus", ingredients=content, make=make, needs=needs, check=lambda: _check_sources(config))
+
+
+def _check_sources(config: CorpusConfig) -> None:
+    for source in config.sources:
+        check_source(source)
 
 
 def make_corpus(config: CorpusConfig, tokenizer: TextTokenizer | None = None) -> dict[str, Tensor]:
@@ -71,9 +82,11 @@ def make_corpus(config: CorpusConfig, tokenizer: TextTokenizer | None = None) ->
     for (split, domain), pack in sorted(packs.items()):
         tensors[f"tokens/{split}/{domain}"] = pack.tokens(dtype)
         tensors[f"starts/{split}/{domain}"] = torch.tensor(pack.starts, dtype=torch.int64)
-    about = {"largest_id": largest_id, **_about(selection, packs, tokenizer)}
+    vocabulary = max(largest_id, tokenizer.largest_id) + 1
+    about = {"largest_id": largest_id, "vocabulary": vocabulary, **_about(selection, packs, tokenizer)}
     logger.info("corpus: %s", about)
-    return {**tensors, "tokenizer.json": _as_bytes(tokenizer.json), "about.json": _as_bytes(json.dumps(about, sort_keys=True))}
+    texts_of = {"tokenizer.json": tokenizer.json, "about.json": json.dumps(about, sort_keys=True)}
+    return tensors | {name: as_bytes_tensor(text.encode()) for name, text in texts_of.items()}
 
 
 class _Pack:
@@ -141,7 +154,3 @@ def _about(selection: Selection, packs: dict[tuple[str, str], _Pack], tokenizer:
         "bytes": dict(selection.num_bytes),
         "left_out": dict(selection.left_out),
     }
-
-
-def _as_bytes(text: str) -> Tensor:
-    return torch.from_numpy(numpy.frombuffer(bytearray(text.encode()), dtype=numpy.uint8))

@@ -4,10 +4,12 @@
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig
@@ -22,6 +24,7 @@ GENERATION_FILE = "generation_config.json"
 TENSORS_FILE = "model.safetensors"
 CODE_FILE = "modeling_narrowed.py"
 
+_WHOLE = f"a model's folder must hold {CONFIG_FILE} and {TENSORS_FILE}, whole"
 _NOT_FROM_A_FOLDER = {
     "auto_map", RECORD, "quantization_config", "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
     "experts_implementation", "use_kernels",
@@ -67,7 +70,7 @@ def save(model: nn.Module, folder: str | Path) -> bool:
     files = description(model)
     for name in (CONFIG_FILE, CODE_FILE):
         (place / name).unlink(missing_ok=True)
-    safetensors.torch.save_file(_tensors(model), place / TENSORS_FILE, metadata={"format": "pt"})
+    safetensors.torch.save_file(tensors_of(model), place / TENSORS_FILE, metadata={"format": "pt"})
     for name, data in files.items():
         (place / name).write_bytes(data)
     return CODE_FILE in files
@@ -104,16 +107,31 @@ def load(folder: str | Path) -> nn.Module:
         ValueError: if files are missing or broken, or tensors are missing, left over or of other shapes; these are named.
     """
     place = Path(folder)
-    fields, tensors = _read(place)
+    try:
+        files = {name: (place / name).read_bytes() for name in (CONFIG_FILE, GENERATION_FILE) if (place / name).exists()}
+        tensors = safetensors.torch.load_file(place / TENSORS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{_WHOLE}, but got {error} in {place}; save it again") from error
+    return build(files, tensors, source=str(place))
+
+
+def build(files: Mapping[str, bytes], tensors: Mapping[str, Tensor], *, source: str = "a model's files") -> nn.Module:
+    """Build a model of the files that describe it and of its tensors, which it then holds; see `load`.
+
+    Args:
+        files: as `description` gives them; code among them is not looked at.
+        source: what they are, for messages.
+    """
+    fields = _fields(files, source)
     record = fields.get(RECORD, {})
-    with no_init_weights():  # memory of weights is not touched before they are replaced
+    with no_init_weights(), torch.random.fork_rng(devices=[]):  # memory of weights is not touched before they are replaced
         model: nn.Module = AutoModelForCausalLM.from_config(_config(fields))  # type: ignore[no-untyped-call]
     set_sizes(model, record)
-    _require_fitting(place, model, tensors)
-    model.load_state_dict(tensors, strict=False, assign=True)
+    _require_fitting(source, model, tensors)
+    model.load_state_dict(dict(tensors), strict=False, assign=True)
     model.tie_weights()  # type: ignore[operator]
-    if (place / GENERATION_FILE).exists():
-        model.generation_config = GenerationConfig.from_dict(json.loads((place / GENERATION_FILE).read_text()))  # type: ignore[assignment]
+    if GENERATION_FILE in files:
+        model.generation_config = GenerationConfig.from_dict(json.loads(files[GENERATION_FILE]))  # type: ignore[assignment]
     return model.eval()
 
 
@@ -148,21 +166,19 @@ def _shares(module: nn.Module, model: nn.Module, places: dict[str, None]) -> boo
     return any(id(parameter) in held for parameter in module.parameters(recurse=False))
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters, a shared one once, and the buffers that belong to a model's state."""
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters, a shared one once, and the buffers that belong to a model's state, on the CPU."""
     names = dict(model.named_parameters())
     state = model.state_dict()
     shared = dict(model.named_parameters(remove_duplicate=False)).keys() - names.keys()
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name not in shared}
 
 
-def _read(place: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _fields(files: Mapping[str, bytes], source: str) -> dict[str, Any]:
     try:
-        fields = json.loads((place / CONFIG_FILE).read_text())
-        return fields, safetensors.torch.load_file(place / TENSORS_FILE)
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
-        law = f"a model's folder must hold {CONFIG_FILE} and {TENSORS_FILE}, whole"
-        raise ValueError(f"{law}, but got {error} in {place}; save it again") from error
+        return dict(json.loads(files[CONFIG_FILE]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{_WHOLE}, but got {type(error).__name__} ({error}) in {source}; save it again") from error
 
 
 def _config(fields: dict[str, Any]) -> Any:
@@ -177,7 +193,7 @@ def _config(fields: dict[str, Any]) -> Any:
         raise ValueError(f"{CONFIG_FILE} must be one of {kind}, but got: {error}; save the model again") from error
 
 
-def _require_fitting(place: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def _require_fitting(place: str, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Refuse missing, left over and misshapen tensors; what shares a tensor that is there is not missing."""
     wanted = model.state_dict()
     model.tie_weights()  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""The picture of one narrowing trial (arXiv:2505.15811, Figs 5, 12 and 13)."""
+"""The pictures of one narrowing trial (arXiv:2505.15811, Figs 5, 12 and 13)."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,21 @@ def draw_losses(config: NarrowingConfig, domains: Sequence[str], history: Sequen
     panel = Panel(
         title="", x_label="tokens spent (scores, lasso, recovery)", y_label="held-out loss (nats a token)", series=series
     )
-    gone = 1 - config.narrow_width / config.base.width
-    title = f"{config.method.replace('_', ' ')}: {config.neuron_sparsity:.0%} of the neurons, {gone:.0%} of the dimensions "
-    title += "removed" if config.prunes else "fewer from the start"
-    return Chart(name="losses", title=title, panels=(panel,))
+    return Chart(name="losses", title=_title(config), panels=(panel,))
+
+
+def draw_neurons(config: NarrowingConfig, neurons: Sequence[int]) -> Chart:
+    """How many neurons each block has.
+
+    Args:
+        neurons: of the blocks, from the first.
+    """
+    blocks = tuple(float(block) for block in range(len(neurons)))
+    series = Series(label="neurons", x=blocks, y=tuple(map(float, neurons)), color=PALETTE[0])
+    panel = Panel(title="", x_label="block, from the first", y_label="neurons kept", series=(series,))
+    return Chart(name="neurons", title=_title(config), panels=(panel,))
+
+
+def _title(config: NarrowingConfig) -> str:
+    gone = f"{config.neuron_sparsity:.0%} of the neurons, {config.residual_sparsity:.0%} of the dimensions"
+    return f"{config.method.replace('_', ' ')}: {gone} {'removed' if config.prunes else 'fewer from the start'}"

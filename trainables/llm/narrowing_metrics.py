@@ -20,6 +20,11 @@ METRICS = (
         name="relearned_loss_nats", goal="max", unit="nats",
         meaning="other_loss_nats after a few updates on the other domains, at the best of the learning rates",
     ),
+    Metric(name="loss_nats/*", goal=None, unit="nats", meaning="held-out loss a token on each domain"),
+    Metric(
+        name="pruned_loss_nats/*", goal=None, unit="nats",
+        meaning="loss_nats of each domain right after pruning, or of an untrained model; as it is before that",
+    ),
     Metric(name="tokens_spent", goal="min", unit="tokens", meaning="read by scores, lasso and recovery; not the base model's"),
     Metric(
         name="tokens_to_target", goal="min", unit="tokens",
@@ -33,6 +38,7 @@ METRICS = (
     Metric(name="parameters_kept", goal="min", unit="parameters", meaning="of the narrow model, tied ones counted once"),
     Metric(name="neurons_kept", goal="min", unit="neurons", meaning="of all MLPs together"),
     Metric(name="least_neurons", goal=None, unit="neurons", meaning="of the block that has fewest"),
+    Metric(name="neurons_of_block/*", goal=None, unit="neurons", meaning="neurons_kept of each block, from the first"),
     Metric(name="dimensions_kept", goal="min", unit="dimensions", meaning="of the residual stream"),
 )  # fmt: skip
 
@@ -41,23 +47,23 @@ class Ledger:
     """Adds up what a trial spends, and remembers what it measured.
 
     Args:
-        num_parameters: of the base model.
+        num_base_parameters: of the base model, which a teacher's answers cost.
 
     Attributes:
         history: rows of tokens spent, then the loss of each domain by name, ascending.
     """
 
-    def __init__(self, config: NarrowingConfig, *, num_parameters: int) -> None:
+    def __init__(self, config: NarrowingConfig, *, num_base_parameters: int) -> None:
         self._config = config
-        self._num_base_parameters = num_parameters
+        self._num_base_parameters = num_base_parameters
         self._score_tokens, self._score_flops = 0, 0.0
-        self._trained = {"lasso": 0, "recovery": 0}
+        self._trained: dict[str, int] = {"lasso": 0, "recovery": 0}
         self._flops = {"lasso": 0.0, "recovery": 0.0}
         self._losses: dict[str, float] = {}
-        self._pruned_loss_nats: float | None = None
+        self._pruned: dict[str, float] | None = None
         self._tokens_to_target: int | None = None
-        self._sizes = {"parameters": num_parameters, "dimensions": config.base.width}
-        self._neurons = [config.base.mlp_width] * config.base.num_layers
+        self._sizes = {"parameters": 0, "dimensions": 0}
+        self.neurons: list[int] = []
         self.history: list[list[float]] = []
 
     @property
@@ -65,6 +71,11 @@ class Ledger:
         trainings = {"lasso": self._config.lasso, "recovery": self._config.recovery}
         each = {stage: training.batch_size * training.length for stage, training in trainings.items()}
         return self._score_tokens + sum(updates * each[stage] for stage, updates in self._trained.items())
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the model as it was noted last."""
+        return self._sizes["parameters"]
 
     def note_scores(self, num_tokens: int, num_parameters: int) -> None:
         """Scores read so many tokens, forward and backward."""
@@ -78,21 +89,21 @@ class Ledger:
         self._flops[stage] += (self.tokens_spent - before) * (6.0 * num_parameters + asked)
 
     def note_sizes(self, num_parameters: int, neurons: Sequence[int], dimensions: int) -> None:
-        """The narrow model's, once it has them."""
+        """Of the model as it is now, of which `neurons` counts those of each block."""
         self._sizes = {"parameters": num_parameters, "dimensions": dimensions}
-        self._neurons = list(neurons)
+        self.neurons = list(neurons)
 
     def note_losses(self, losses: Mapping[str, float]) -> None:
         """Held-out losses of all domains, now."""
         self._losses = dict(sorted(losses.items()))
         self.history.append([self.tokens_spent, *self._losses.values()])
-        is_recovering = self._pruned_loss_nats is not None
+        is_recovering = self._pruned is not None
         if is_recovering and self._tokens_to_target is None and self._kept_loss_nats <= self._config.target_loss_nats:
             self._tokens_to_target = self.tokens_spent
 
     def note_pruned(self) -> None:
         """The losses that were measured last are those before any recovery."""
-        self._pruned_loss_nats = self._kept_loss_nats
+        self._pruned = self._losses
         if self._kept_loss_nats <= self._config.target_loss_nats:
             self._tokens_to_target = self.tokens_spent
 
@@ -106,20 +117,24 @@ class Ledger:
         Args:
             relearned: losses on the other domains after relearning, of the learning rates tried so far.
         """
-        other = statistics.fmean(loss for domain, loss in self._losses.items() if domain != self._config.kept_domain)
-        to_target = self._tokens_to_target
+        kept, to_target = self._config.kept_domain, self._tokens_to_target
+        other = statistics.fmean(loss for domain, loss in self._losses.items() if domain != kept)
+        pruned = self._losses if self._pruned is None else self._pruned
         return {
             "kept_loss_nats": self._kept_loss_nats,
             "other_loss_nats": other,
-            "pruned_loss_nats": self._kept_loss_nats if self._pruned_loss_nats is None else self._pruned_loss_nats,
+            "pruned_loss_nats": pruned[kept],
             "relearned_loss_nats": min(relearned, default=other),
+            **{f"loss_nats/{domain}": loss for domain, loss in self._losses.items()},
+            **{f"pruned_loss_nats/{domain}": loss for domain, loss in pruned.items()},
             "tokens_spent": self.tokens_spent,
             "tokens_to_target": self.tokens_spent if to_target is None else to_target,
             "reached_target": float(to_target is not None),
             "flops_spent": self._score_flops + sum(self._flops.values()),
             "parameters_kept": self._sizes["parameters"],
-            "neurons_kept": sum(self._neurons),
-            "least_neurons": min(self._neurons),
+            "neurons_kept": sum(self.neurons),
+            "least_neurons": min(self.neurons),
+            **{f"neurons_of_block/{block:03d}": count for block, count in enumerate(self.neurons)},
             "dimensions_kept": self._sizes["dimensions"],
         }
 
@@ -130,16 +145,16 @@ class Ledger:
             "trained": dict(self._trained),
             "flops": dict(self._flops),
             "losses": dict(self._losses),
-            "pruned_loss_nats": self._pruned_loss_nats,
+            "pruned": None if self._pruned is None else dict(self._pruned),
             "tokens_to_target": self._tokens_to_target,
             "sizes": dict(self._sizes),
-            "neurons": list(self._neurons),
+            "neurons": list(self.neurons),
             "history": [list(row) for row in self.history],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._score_tokens, self._score_flops = state["score_tokens"], state["score_flops"]
         self._trained, self._flops, self._losses = dict(state["trained"]), dict(state["flops"]), dict(state["losses"])
-        self._pruned_loss_nats, self._tokens_to_target = state["pruned_loss_nats"], state["tokens_to_target"]
-        self._sizes, self._neurons = dict(state["sizes"]), list(state["neurons"])
+        self._pruned, self._tokens_to_target = state["pruned"], state["tokens_to_target"]
+        self._sizes, self.neurons = dict(state["sizes"]), list(state["neurons"])
         self.history = [list(row) for row in state["history"]]

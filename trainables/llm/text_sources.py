@@ -85,6 +85,23 @@ def read_documents(source: Source, seed: int) -> Iterator[Document]:
         yield Document(domain=str(source.domain), text=text)
 
 
+def check_source(source: Source) -> None:
+    """See whether a source is there, and has its columns where that can be told by a look.
+
+    Raises:
+        ValueError, ImportError: as `read_documents` does.
+    """
+    if source.kind == "hub":
+        _hub_library(source)
+    elif source.kind == "parquet":
+        from pyarrow import parquet
+
+        for path in _find(source.where):
+            _require_columns(source, parquet.read_schema(path).names, str(path))
+    elif source.kind != "installed":
+        _find(source.where)
+
+
 def _row_documents(source: Source) -> Iterator[Document]:
     for row in _ROWS[source.kind](source):
         text = row[source.text_column]
@@ -136,13 +153,16 @@ def _parquet_rows(source: Source) -> Iterator[Mapping[str, Any]]:
                 yield from batch.to_pylist()
 
 
-def _hub_rows(source: Source) -> Iterator[Mapping[str, Any]]:
+def _hub_library(source: Source) -> Any:
     law, remedy = f"the library datasets must be installed for {source.where}, a data set of the hub", "pip install datasets"
     try:
-        datasets = importlib.import_module("datasets")
+        return importlib.import_module("datasets")
     except ImportError as error:
         raise ImportError(f"{law}, but got {error}; {remedy}") from error
-    for row in datasets.load_dataset(source.where, name=source.hub_config, split=source.hub_split, streaming=True):
+
+
+def _hub_rows(source: Source) -> Iterator[Mapping[str, Any]]:
+    for row in _hub_library(source).load_dataset(source.where, name=source.hub_config, split=source.hub_split, streaming=True):
         _require_columns(source, row, source.where)
         yield row
 

@@ -5,7 +5,8 @@ A tokenizer here adds no token by itself, and takes what a text says for text: `
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from trainables.laws import require
@@ -14,6 +15,8 @@ END = "<|end|>"
 """What the end token of a trained tokenizer is called."""
 MIN_VOCABULARY, MAX_VOCABULARY = 257, 65536
 """Of a trained tokenizer: all bytes and the end token; all that two bytes can tell apart."""
+IDS_FILE = "narrow_study_ids.json"
+"""Tells what a tokenizer.json does not: end_id and start_id."""
 _PROBE = "def f(x):\n\treturn x**2  # Grüße, 世界 🌍\r\n0123456789 <a href='b'>C++ \\ \"quoted\"</a>"
 
 
@@ -61,6 +64,12 @@ def tokenizer_from_json(text: str, *, end_id: int, start_id: int | None = None) 
 
     known = {*backend.get_vocab(with_added_tokens=False).values(), *plain, end_id, end_id if start_id is None else start_id}
     return TextTokenizer(encode=encode, decode=decode, end_id=end_id, start_id=start_id, largest_id=max(known), json=text)
+
+
+def tokenizer_of(files: Mapping[str, bytes]) -> TextTokenizer:
+    """Make a tokenizer of its tokenizer.json and the file that names its ids, by their names."""
+    ids = json.loads(files[IDS_FILE])
+    return tokenizer_from_json(files["tokenizer.json"].decode(), end_id=ids["end_id"], start_id=ids["start_id"])
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> TextTokenizer:

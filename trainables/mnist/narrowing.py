@@ -240,7 +240,9 @@ class Narrowing(Experiment):
         return by_seed([result.tensors if result else self._training.network(place) for place, result in final])
 
     @classmethod
-    def rebuild(cls, config: NarrowingConfig, tensors: Mapping[str, Tensor]) -> list[torch.nn.Sequential]:
+    def rebuild(
+        cls, config: NarrowingConfig, tensors: Mapping[str, Tensor], files: Mapping[str, bytes]
+    ) -> list[torch.nn.Sequential]:
         """One torch.nn.Sequential a seed, as small as it was pruned: pixels in [0, 1] in, a logit for every class out."""
         return from_seeds(tensors)
 

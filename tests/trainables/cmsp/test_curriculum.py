@@ -78,7 +78,7 @@ def test_a_converged_seed_keeps_its_numbers_while_others_train_on():
 
 def test_rebuilt_networks_solve_the_composite():
     experiment, _ = run(TINY)
-    networks = Curriculum.rebuild(TINY, experiment.model_tensors())
+    networks = Curriculum.rebuild(TINY, experiment.model_tensors(), {})
     assert len(networks) == TINY.num_seeds
     x_BI = torch.randint(0, 2, (500, 8), generator=torch.Generator().manual_seed(0)).float()
     x_BI[:, :2] = 1.0

@@ -46,7 +46,7 @@ def exact_accuracy(network, code, config=TINY):
 
 
 def mean_accuracy(experiment, code):
-    networks = Nonlocality.rebuild(experiment.config, experiment.model_tensors())
+    networks = Nonlocality.rebuild(experiment.config, experiment.model_tensors(), {})
     return sum(exact_accuracy(network, code) for network in networks) / len(networks)
 
 
@@ -132,7 +132,7 @@ def test_pruning_for_a_keeps_a_and_costs_b(finished):
 
 def test_the_pruned_networks_are_as_small_and_as_good_as_was_reported(finished):
     experiment, reports = finished
-    networks = Nonlocality.rebuild(experiment.config, experiment.model_tensors())
+    networks = Nonlocality.rebuild(experiment.config, experiment.model_tensors(), {})
     for network in networks:
         assert sum(linear.out_features for linear in network[:-1:2]) == reports[-1]["neurons_kept"] == 16
     assert mean_accuracy(experiment, TINY.target) == pytest.approx(reports[-1]["target_accuracy"], abs=0.04)
@@ -310,7 +310,7 @@ def test_networks_of_which_a_whole_layer_was_pruned_are_rebuilt():
     config = dataclasses.replace(SHORT, sparsity=0.97)  # of 32 neurons 1 is left
     experiment, reports = run(config)
     assert reports[-1]["neurons_kept"] == 1
-    networks = Nonlocality.rebuild(config, experiment.model_tensors())
+    networks = Nonlocality.rebuild(config, experiment.model_tensors(), {})
     assert len(networks) == 2
     for network in networks:
         assert network(torch.zeros(3, 8)).shape == (3, 2)

@@ -146,7 +146,7 @@ def test_every_way_ends_with_a_small_network_that_knows_the_kept_classes(finishe
 @pytest.mark.parametrize("method", METHODS)
 def test_reports_are_of_the_networks_that_are_kept(finished, method):
     experiment, reports, _ = finished[method]
-    models = Narrowing.rebuild(experiment.config, experiment.model_tensors())
+    models = Narrowing.rebuild(experiment.config, experiment.model_tensors(), {})
     data, last = load_dataset(), reports[-1]
     assert mean_accuracy(models, data.test.of_classes((0, 2, 4, 6, 8))) == last["accuracy"]
     assert mean_accuracy(models, data.test.of_classes((1, 3, 5, 7, 9))) == last["other_accuracy"]
@@ -205,7 +205,7 @@ def test_from_scratch_needs_no_teacher_and_all_others_one_a_seed():
 def test_networks_that_are_born_narrow_have_the_teachers_proportions(shared, method):
     teacher = TeacherConfig(widths=(30, 7), epochs=1)
     config = dataclasses.replace(TINY, teacher=teacher, method=method, neurons=20)
-    models = Narrowing.rebuild(config, begin(shared, config).model_tensors())
+    models = Narrowing.rebuild(config, begin(shared, config).model_tensors(), {})
     assert [sizes_of(model) for model in models] == [[16, 4], [16, 4]]
     assert not torch.equal(models[0][0].weight, models[1][0].weight)
 
@@ -401,7 +401,7 @@ def test_images_of_other_classes_are_never_trained_on(shared, finished, monkeypa
 def test_classes_of_ones_own_choice_are_kept(shared):
     config = dataclasses.replace(TINY, method="attribution", kept_classes=(7, 3), neurons=12)
     experiment, reports, _ = run(shared, config)
-    models = Narrowing.rebuild(config, experiment.model_tensors())
+    models = Narrowing.rebuild(config, experiment.model_tensors(), {})
     test = load_dataset().test
     assert reports[-1]["fraction_reached"] == 1.0
     assert mean_accuracy(models, test.of_classes((3, 7))) == reports[-1]["accuracy"] > 0.8

@@ -1,0 +1,106 @@
+"""The models of a narrowing trial: the base model with units cut out, or a small one of the shape that cutting leaves.
+
+Axes: H units of one layer, W windows, T tokens of a window.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from trainables.llm.anatomy import Anatomy, neurons, residual
+from trainables.llm.base import draw_parameters
+from trainables.llm.dissection import dissect
+from trainables.llm.gates import NextTokenLoss
+from trainables.llm.narrowing_config import Method, NarrowingConfig
+from trainables.llm.sizes import fitting_config
+from trainables.llm.stock import next_stock_width
+from trainables.llm.surgery import remove
+from trainables.pruning.scores import SCORES
+from trainables.pruning.selection import choose_kept, keep_more, num_removed
+from trainables.pruning.units import Units
+from trainables.randomness import generator
+
+_SCORE_OF: dict[Method, str] = {
+    "group_lasso": "weight_norm",
+    "attribution": "attribution",
+    "weight_norm": "weight_norm",
+    "random": "random",
+}
+_TOKENS_AT_ONCE, _LOGITS_AT_ONCE = 2048, 2**28  # that scores read
+
+
+def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """A model's parameters as they are now, those that are tied once."""
+    return dict(model.named_parameters())
+
+
+def num_parameters(model: nn.Module) -> int:
+    """How many numbers a model has, those that are tied counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def layers_of(model: nn.Module, anatomy: Anatomy) -> list[Units]:
+    """The neurons of every block, then the residual dimensions."""
+    tensors = parameters_of(model)
+    return [*neurons(anatomy, tensors), residual(anatomy, tensors)]
+
+
+def cut(model: nn.Module, config: NarrowingConfig, window_WT: Tensor) -> int:
+    """Score all units, and cut the least of them out, in place.
+
+    Args:
+        window_WT: of the kept domain, for scores that read.
+
+    Returns:
+        tokens that the scores read.
+    """
+    anatomy = dissect(model)
+    layers = layers_of(model, anatomy)
+    reads = config.method == "attribution"
+    losses = _losses(model, anatomy, window_WT) if reads else []
+    scores = SCORES[_SCORE_OF[config.method]](parameters_of(model), layers, losses, generator(config.seed, "scores"))
+    keep = choose_kept(scores[:-1], config.neuron_sparsity, per_layer=config.per_layer)
+    (keep_D,) = choose_kept(scores[-1:], config.residual_sparsity)
+    keep.append(keep_more(scores[-1], keep_D, _narrow_width(model, layers[-1].count, config)))
+    remove(model, anatomy, layers, _agreed(keep))
+    return window_WT.numel() if reads else 0
+
+
+def student(base: nn.Module, config: NarrowingConfig) -> nn.Module:
+    """An untrained model of the shape that cutting leaves of the base model, all layers alike."""
+    anatomy = dissect(base)
+    layers = layers_of(base, anatomy)
+    kept = {units.name: units.count - num_removed(units.count, config.neuron_sparsity) for units in layers[:-1]}
+    kept[layers[-1].name] = _narrow_width(base, layers[-1].count, config)
+    shape = fitting_config(base, anatomy, kept, None).config
+    with torch.random.fork_rng(devices=[]):  # transformers draws initial weights from the global generator
+        model: nn.Module = AutoModelForCausalLM.from_config(shape)  # type: ignore[no-untyped-call]
+    draw_parameters(model, config.seed, "student")
+    return model.eval()
+
+
+def _narrow_width(model: nn.Module, width: int, config: NarrowingConfig) -> int:
+    """Residual dimensions that are left: as many as the sparsity says, and then up to what the model's class takes."""
+    return next_stock_width(model.config, width - num_removed(width, config.residual_sparsity))
+
+
+def _losses(model: nn.Module, anatomy: Anatomy, window_WT: Tensor) -> list[NextTokenLoss]:
+    """The mean loss in parts of equal size, so that every window weighs the same."""
+    rows = len(model.get_parameter(f"{anatomy.embeddings[0]}.weight"))
+    most = max(1, min(_TOKENS_AT_ONCE, _LOGITS_AT_ONCE // rows) // window_WT.shape[1])
+    size = next(size for size in range(min(most, len(window_WT)), 0, -1) if len(window_WT) % size == 0)
+    return [NextTokenLoss(model, anatomy, part_BT) for part_BT in torch.split(window_WT, size)]
+
+
+def _agreed(keep: Sequence[Tensor]) -> list[Tensor]:
+    """The choice of the first of several processes that train one model; their scores may differ in the last bits."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return list(keep)
+    agreed = []
+    for keep_H in keep:
+        chosen_H = keep_H.to(torch.uint8)
+        torch.distributed.broadcast(chosen_H, src=0)
+        agreed.append(chosen_H.to(torch.bool))
+    return agreed
