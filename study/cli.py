@@ -111,6 +111,46 @@ def resume(
     )
 
 
+@app.command()
+def extend(
+    name: Name,
+    trials: Annotated[int, typer.Option(help="The new budget: trials in all, more than before.")],
+    time_budget: TimeBudget = None,
+    max_concurrent: MaxConcurrent = None,
+    address: Address = None,
+) -> None:
+    """Give a study more trials, also one that is finished: it goes on with all that it knows."""
+    from study.life import check_extension
+    from study.run import resume as run
+
+    check_extension(name, trials)
+    _conclude(
+        run(
+            name,
+            trials=trials,
+            time_budget_s=time_budget,
+            max_concurrent=max_concurrent,
+            address=address,
+            console=_console(),
+        )
+    )
+
+
+@app.command()
+def stop(
+    name: Name,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for it.")] = 300.0,
+) -> None:
+    """Stop a study that runs in another terminal: its trials save their work."""
+    from study.life import stop as run
+
+    console = _console()
+    with console.status(f"waiting for the trials of {name} to save their work"):
+        was_running = run(name, timeout_s=timeout)
+    told = f"{name} has stopped; go on with: study resume {name}" if was_running else f"nobody runs {name}"
+    console.print(told, highlight=False)
+
+
 @app.command("list")
 def list_studies(as_json: AsJson = False) -> None:
     """List the studies of this home."""

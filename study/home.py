@@ -2,7 +2,7 @@
 
 $STUDY_HOME/mlflow.db            MLflow's store, unless another is named
 $STUDY_HOME/mlartifacts/         its artifacts
-$STUDY_HOME/studies/NAME/        spec.json, optuna.db, outbox.db, lock, writer.log
+$STUDY_HOME/studies/NAME/        spec.json, optuna.db, outbox.db, lock, stop, writer.log
 $STUDY_HOME/storage/NAME/        checkpoints, models and logs of the trials, unless --storage says otherwise
 """
 
@@ -100,6 +100,7 @@ class StudyFolder:
         self.outbox_file = self.path / "outbox.db"
         self.writer_log = self.path / "writer.log"
         self._lock_file = self.path / "lock"
+        self._stop_file = self.path / "stop"
         self._id_file = self.path / "study_id"
 
     def exists(self) -> bool:
@@ -139,8 +140,9 @@ class StudyFolder:
                 holder = self.holder() or {"host": "unknown", "pid": "unknown"}
                 raise UserError(
                     f"a study must be run by one process at a time, but {self.name!r} is being run by process "
-                    f"{holder['pid']} on {holder['host']}; wait for it, or stop it with Ctrl-C there"
+                    f"{holder['pid']} on {holder['host']}; wait for it, or end it with: study stop {self.name}"
                 )
+            self._stop_file.unlink(missing_ok=True)  # it was meant for a session before this one
             file.truncate(0)
             file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
             file.flush()
@@ -148,6 +150,14 @@ class StudyFolder:
                 yield
             finally:
                 file.truncate(0)
+
+    def ask_to_stop(self) -> None:
+        """Ask whoever runs the study now to keep what is done and end; a session that begins later does not hear it."""
+        self._stop_file.touch()
+
+    def is_asked_to_stop(self) -> bool:
+        """Whether somebody asked the present session to end."""
+        return self._stop_file.exists()
 
     def holder(self) -> dict[str, str | int] | None:
         """Host and process that run the study now, or None if nobody does."""

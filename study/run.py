@@ -145,6 +145,7 @@ def launch(
         if old:
             refuse_drift(old, spec)
             _notify(console, describe_changes(old, spec))
+        _check_gpus(spec)
         _check_storage(spec)
         return _run(folder, spec, study_space, address, max_concurrent, time_budget_s, console)
 
@@ -206,12 +207,13 @@ def _run(
             from study.record import TrialRecord  # Optuna, when everything else stands
 
             record = TrialRecord(folder, spec, space)
-        outcome = _tune(spec, record, outbox, allowed, time_budget_s, console)
+        outcome = _tune(folder, spec, record, outbox, allowed, time_budget_s, console)
         delivery.final_status = "FINISHED" if outcome.is_complete else "KILLED"
     return outcome
 
 
 def _tune(
+    folder: StudyFolder,
     spec: StudySpec,
     record: "TrialRecord",
     outbox: Outbox,
@@ -228,7 +230,7 @@ def _tune(
 
     with Board(spec, record.past, record.num_failed, console) as board, tempfile.TemporaryDirectory() as scratch:
         searcher = StudySearcher(spec, record, outbox, board, max_concurrent=allowed)
-        stopper = StopWhenAsked(searcher, time_budget_s)
+        stopper = StopWhenAsked(searcher, time_budget_s, folder.is_asked_to_stop)
         if searcher.num_unfinished or len(record) < spec.num_trials:
             with _graceful_interrupt(searcher, console):
                 tune.Tuner(
@@ -280,6 +282,18 @@ def _graceful_interrupt(searcher: "StudySearcher", console: Console) -> Iterator
 def _notify(console: Console, sentence: str | None) -> None:
     if sentence:
         console.print(sentence, markup=False, highlight=False)
+
+
+def _check_gpus(spec: StudySpec) -> None:
+    """Of several GPUs, each has a process of its own: refuse a part of one, and experiments that are one process."""
+    if spec.num_gpus > 1 and spec.num_gpus % 1:
+        whole = int(spec.num_gpus)
+        raise UserError(f"--gpus-per-trial above 1 must be a whole number, but got {spec.num_gpus:g}; use {whole} or {whole + 1}")
+    if spec.num_gpus > 1 and not load_experiment(spec.description.experiment).parallel:
+        raise UserError(
+            f"--gpus-per-trial must be at most 1 for {spec.description.experiment}, which trains on one device, but got "
+            f"{spec.num_gpus:g}; use --gpus-per-trial 1"
+        )
 
 
 def _check_storage(spec: StudySpec) -> None:

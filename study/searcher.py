@@ -6,7 +6,7 @@ earlier session left unfinished, then draws new ones until the budget is drawn.
 
 import pickle
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +27,8 @@ from trainables.storage import Folder, StorageError
 
 MAX_LOSSES_WITHOUT_PROGRESS = 3
 MAX_BLAMELESS_LOSSES = 20
+MAX_EQUAL_BUGS = 5
+"""So many trials that end by the same bug, before any has finished, end the session: the others would, too."""
 
 
 class Watcher(Protocol):
@@ -79,6 +81,7 @@ class StudySearcher(Searcher):
         self._waiting = deque(record.unfinished)
         self._live: dict[str, _Live] = {}
         self._losses: dict[int, tuple[int, int]] = {}
+        self._bugs = Counter[str]()
         self.interrupted = False
         self.error: Exception | None = None
 
@@ -210,6 +213,16 @@ class StudySearcher(Searcher):
         self._end(live.draw, {"state": "failed", "tags": live.worker_tags | why, "model": None, "charts": None})
         self._record.fail(live.draw.number, failure)
         self._watcher.trial_failed(live.draw, failure)
+        if failure.cause == "bug" and not self._record.num_finished:
+            self._refuse_equal_bugs(failure)
+
+    def _refuse_equal_bugs(self, failure: Failure) -> None:
+        self._bugs[failure.error] += 1
+        if self._bugs[failure.error] == MAX_EQUAL_BUGS:
+            raise UserError(
+                f"a study's first trials must not all end by one bug, but {MAX_EQUAL_BUGS} did ({failure.error}); mend it, "
+                f"then: study resume {self._spec.name}\n{failure.traceback}"
+            )
 
     def _end(self, draw: Draw, data: dict[str, Any]) -> None:
         self._outbox.put("trial_end", f"trial/{draw.number}/end/{draw.attempt}", data, trial=draw.number)
@@ -274,10 +287,14 @@ class LossCallback(tune.Callback):
 
 
 class StopWhenAsked(tune.Stopper):
-    """Ends the run when it was interrupted or its time is up, keeping what is done."""
+    """Ends the run when it was interrupted, somebody asked for it, or its time is up, keeping what is done.
 
-    def __init__(self, searcher: StudySearcher, time_budget_s: float | None) -> None:
-        self._searcher = searcher
+    Args:
+        is_asked: whether somebody did, from another terminal.
+    """
+
+    def __init__(self, searcher: StudySearcher, time_budget_s: float | None, is_asked: Callable[[], bool]) -> None:
+        self._searcher, self._is_asked = searcher, is_asked
         self._deadline = None if time_budget_s is None else time.monotonic() + time_budget_s
         self.time_is_up = False
 
@@ -287,6 +304,8 @@ class StopWhenAsked(tune.Stopper):
     def stop_all(self) -> bool:
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self.time_is_up = self._searcher.interrupted = True
+        if self._is_asked():
+            self._searcher.interrupted = True
         return self._searcher.interrupted
 
 

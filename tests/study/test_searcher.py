@@ -11,17 +11,20 @@ from study.home import Home
 from study.outbox import Outbox
 from study.record import TrialRecord
 from study.searcher import StudySearcher
-from trainables.protocol import Measurement, Report
+from trainables.protocol import Failure, Measurement, Report
 
 
 class Watcher:
     """Remembers how trials finished."""
 
     def __init__(self):
-        self.finished = []
+        self.finished, self.failed = [], []
 
     def trial_finished(self, draw, metrics, candidate):
         self.finished.append((draw.number, metrics, candidate))
+
+    def trial_failed(self, draw, failure):
+        self.failed.append(draw.number)
 
     def trial_started(self, *_): ...
     def trial_measured(self, *_): ...
@@ -61,9 +64,9 @@ STEPS = [
 ]
 
 
-def report(trial, measurements, *, finished):
+def report(trial, measurements, *, finished, failure=None):
     """What Tune hands on."""
-    fields = {"attempt": 1, "failure": None, "host": "h", "pid": 1}
+    fields = {"attempt": 1, "failure": failure, "host": "h", "pid": 1}
     return {"report": Report(trial=trial, measurements=measurements, finished=finished, **fields).to_json()}
 
 
@@ -128,3 +131,47 @@ def test_a_trial_that_is_handed_out_again_after_its_last_step_tells_nothing_twic
     assert events("candidate") == before
     assert events("step") == ["trial/0/step/1", "trial/0/step/2"]
     assert watcher.finished == [(0, CURVE[1]["metrics"], 1)]
+
+
+def fail(searcher, trial, error, cause="bug"):
+    searcher.suggest(f"t{trial}")
+    failure = Failure(cause=cause, error=error, traceback="Traceback: the place")
+    searcher.on_trial_complete(f"t{trial}", report(trial, [], finished=False, failure=failure))
+
+
+def test_trials_that_all_end_by_one_bug_end_the_session_and_show_it_once(session):
+    searcher, watcher, record = session()
+    for trial in range(4):
+        fail(searcher, trial, "KeyError: 'width'")
+    assert searcher.error is None
+    fail(searcher, 4, "KeyError: 'width'")
+    assert searcher.interrupted
+    told = str(searcher.error)
+    assert "must not all end by one bug, but 5 did (KeyError: 'width'); mend it, then: study resume s" in told
+    assert told.count("the place") == 1
+    assert watcher.failed == [0, 1, 2, 3, 4]
+    assert record.num_failed == 5
+
+
+@pytest.mark.parametrize("cause", ["diverged", "out_of_memory", "invalid_config"])
+def test_other_ends_are_no_bug(session, cause):
+    searcher, *_ = session()
+    for trial in range(6):
+        fail(searcher, trial, "the same", cause)
+    assert searcher.error is None
+
+
+def test_bugs_that_differ_do_not_end_the_session(session):
+    searcher, *_ = session()
+    for trial in range(6):
+        fail(searcher, trial, f"KeyError: {trial}")
+    assert searcher.error is None
+
+
+def test_equal_bugs_after_a_success_do_not_end_the_session(session):
+    searcher, *_ = session()
+    searcher.suggest("t")
+    searcher.on_trial_complete("t", report(0, [dataclasses.replace(step, candidates=[]) for step in STEPS], finished=True))
+    for trial in range(1, 6):
+        fail(searcher, trial, "KeyError: 'width'")
+    assert searcher.error is None
