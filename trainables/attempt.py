@@ -11,17 +11,21 @@ import os
 import socket
 import sys
 import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trainables.charts import chart_files
 from trainables.checkpoints import load_checkpoint, save_checkpoint
-from trainables.experiment import DivergedError, Experiment, build_experiment, check_finite
+from trainables.experiment import Experiment, check_declared, check_finite, gather_needs, make_experiment
+from trainables.failures import InvalidConfigError, LostRankError, failure_of
+from trainables.laws import require
 from trainables.model_files import save_model
-from trainables.protocol import Assignment, Failure, FailureCause, Measurement, Offer, Report
+from trainables.parallel import World
+from trainables.parallel_seat import Seat
+from trainables.protocol import Assignment, Failure, Measurement, Offer, Report
 from trainables.registry import load_experiment
 from trainables.shared import Shared
 from trainables.storage import Folder, StorageError, storage_errors
@@ -34,14 +38,18 @@ logger = logging.getLogger(__name__)
 
 
 class Attempt:
-    """Runs an assignment, one step at a time.
+    """Runs an assignment, one step at a time, in this process and, of several GPUs, in one more for each GPU but the first.
 
     Nothing is built before the first `advance()`, so that a broken config or module is that trial's failure, with its
     cause and traceback, and never the worker's.
+
+    Args:
+        world: the processes that train together; None for one for each GPU.
     """
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: Assignment, *, world: World | None = None) -> None:
         self.assignment = assignment
+        self._world = world or World.of(assignment.num_gpus)
         self._folder = Folder(assignment.folder)
         self._experiment: Experiment | None = None
         self._config: Any = None
@@ -57,29 +65,46 @@ class Attempt:
         try:
             with self._log.capture():
                 finished = self._advance()
-        except torch.AcceleratorError:
-            raise  # the device is in an unknown state: this worker must go
+        except (torch.AcceleratorError, LostRankError):
+            self._abandon()
+            raise  # the device, or what runs on others, is in an unknown state: this worker must go
         except StorageError:
+            self._world.close()
             raise  # no fault of the trial's: it shall be tried again
         except Exception as error:
-            self._experiment = None  # nothing after the failure is worth keeping
-            self._log.write(traceback.format_exc())
+            failure = failure_of(error)
+            self._abandon()
+            self._log.write(failure.traceback)
             self._write_log()
-            return self._report(self._measurements[num_known:], failure=_failure(error))
+            return self._report(self._measurements[num_known:], failure=failure)
+        if finished:
+            self._world.close()
         return self._report(self._measurements[num_known:], finished=finished)
 
     def close(self) -> None:
         """Keep the work since the last checkpoint: the attempt ends here, the trial may go on elsewhere."""
-        if self._experiment is not None and self._measurements and self._measurements[-1].step > self._saved_step:
-            self._save()
+        try:
+            if self._experiment is not None and self._measurements and self._measurements[-1].step > self._saved_step:
+                self._save()
+        finally:
+            self._world.close()
+
+    def _abandon(self) -> None:
+        """Give up what is in memory: after a failure nothing of it is worth keeping."""
+        self._experiment = None
+        self._world.close()
 
     def _advance(self) -> bool:
         experiment = self._experiment or self._begin()
         progress = self._checked_progress(experiment)
         if progress < 1.0:
             step = len(self._measurements) + 1
-            metrics = _checked_metrics(experiment.step(), experiment, where=f"step {step}")
-            offers = self._keep_candidates(experiment)
+            try:
+                metrics = _checked_metrics(self._world.step(experiment), experiment, where=f"step {step}")
+                offers = self._keep_candidates(experiment)
+            except StorageError:
+                self._experiment = None  # it is ahead of what is told: the next attempt makes that step again
+                raise
             progress = self._checked_progress(experiment)
             self._measurements.append(Measurement(step=step, metrics=metrics, progress=progress, candidates=offers))
         finished = progress == 1.0
@@ -107,51 +132,42 @@ class Attempt:
             }
             for c in candidates
         ]
-        try:
-            for candidate, offer in zip(candidates, offers, strict=True):
-                save_model(self._folder.child(offer["folder"]), self.assignment.experiment, self._config, candidate.tensors)
-        except StorageError:
-            self._experiment = None  # it is a step ahead of what is told: the next attempt makes that step again
-            raise
+        for candidate, offer in zip(candidates, offers, strict=True):
+            save_model(self._folder.child(offer["folder"]), self.assignment.experiment, self._config, candidate.tensors)
         return offers
 
     def _save_results(self, experiment: Experiment) -> None:
-        save_model(self._folder.child("model"), self.assignment.experiment, self._config, experiment.model_tensors())
-        self._save_more("model", experiment.model_files)
-        self._save_more("charts", lambda: chart_files(experiment.charts()))
+        tensors, files = experiment.model_tensors(), experiment.model_files()
+        save_model(self._folder.child("model"), self.assignment.experiment, self._config, tensors, files)
+        self._save_charts(experiment)
 
-    def _save_more(self, place: str, make: Callable[[], dict[str, bytes]]) -> None:
-        """Write files that are worth having; the trial stands without them."""
+    def _save_charts(self, experiment: Experiment) -> None:
+        """Write what is worth a look; the trial stands without it."""
         try:
-            files = make()
+            files = chart_files(experiment.charts())
         except Exception:
-            logger.exception("could not make further files for %s; the trial stands without them", place)
+            logger.exception("could not make charts; the trial stands without them")
             return
-        with storage_errors(place):
+        with storage_errors("charts"):
             for name, data in files.items():
-                self._folder.child(place).write(name, data)
+                self._folder.child("charts").write(name, data)
 
     def _begin(self) -> Experiment:
         assignment = self.assignment
         with storage_errors("the files of a study, seen by every node"):
             Folder(assignment.study_folder).read("study.json")
             self._log.restore(self._folder)
-        sys.path.extend(path for path in assignment.import_paths if path not in sys.path)
-        torch.set_num_threads(max(1, int(assignment.num_cpus)))
-        experiment_class = load_experiment(assignment.experiment)
-        try:
-            self._config = experiment_class.Config(**assignment.config)
-        except (TypeError, ValueError) as error:
-            raise InvalidConfigError(str(error)) from error
-        device = torch.device("cuda" if assignment.num_gpus > 0 else "cpu")
-        shared = Shared(Folder(assignment.study_folder).child("shared"))
-        experiment = build_experiment(experiment_class, self._config, device=device, shared=shared)
+        self._world.start()
+        blueprint = plan(assignment, self._world.seat)
+        self._config = blueprint.config
+        experiment = self._world.build(assignment, blueprint.make)
+        device = blueprint.device
         logger.info("trial %d, attempt %d, on %s (pid %d), %s", assignment.trial, assignment.attempt, _HOST, os.getpid(), device)
-        state = load_checkpoint(self._folder.child("checkpoints"))
+        state = newest_state(assignment)
         if state is not None:
-            experiment.load_state_dict(state["experiment"])
             self._measurements = [Measurement(**fields) for fields in state["measurements"]]
             self._saved_step = len(self._measurements)
+            self._world.load(experiment, state["experiment"], step=self._saved_step)
             logger.info("goes on from its checkpoint after step %d", self._saved_step)
         self._experiment = experiment
         return experiment
@@ -199,8 +215,43 @@ class Attempt:
         )
 
 
-class InvalidConfigError(ValueError):
-    """The experiment's Config refused its arguments."""
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Blueprint:
+    """An experiment with all that it needs, about to be made."""
+
+    experiment_class: type[Experiment]
+    config: Any
+    device: torch.device
+    given: Mapping[str, Mapping[str, Tensor]]
+
+    def make(self) -> Experiment:
+        return make_experiment(self.experiment_class, self.config, device=self.device, given=self.given)
+
+
+def plan(assignment: Assignment, seat: Seat) -> Blueprint:
+    """Find an assignment's experiment and what it needs; every process that trains it does.
+
+    Raises:
+        InvalidConfigError: if its Config refuses its arguments.
+        ValueError: if there is no such experiment, or it is for one process and there are several.
+    """
+    sys.path.extend(path for path in assignment.import_paths if path not in sys.path)
+    torch.set_num_threads(seat.num_threads(assignment.num_cpus))
+    experiment_class = load_experiment(assignment.experiment)
+    law = "an experiment must say `parallel` to be trained by several processes"
+    require(seat.size == 1 or experiment_class.parallel, law, assignment.experiment, "give its trials one GPU or less")
+    try:
+        config = experiment_class.Config(**assignment.config)
+    except (TypeError, ValueError) as error:
+        raise InvalidConfigError(str(error)) from error
+    shared = Shared(Folder(assignment.study_folder).child("shared"))
+    given = gather_needs(experiment_class, config, device=seat.device, shared=shared)
+    return Blueprint(experiment_class=experiment_class, config=config, device=seat.device, given=given)
+
+
+def newest_state(assignment: Assignment) -> dict[str, Any] | None:
+    """The experiment's state and the measurements until then, from the trial's newest checkpoint; None if there is none."""
+    return load_checkpoint(Folder(assignment.folder).child("checkpoints"))
 
 
 class _TrialLog(logging.Handler):
@@ -250,21 +301,5 @@ def _checked_metrics(reported: Mapping[str, float], experiment: Experiment, *, w
     """Metrics of a step or a candidate as plain numbers: all that are declared, and no other."""
     metrics = {name: float(value) for name, value in reported.items()}
     check_finite(metrics, where=where)
-    declared = {metric.name for metric in experiment.METRICS}
-    if metrics.keys() != declared:
-        raise ValueError(
-            f"{where} must have exactly METRICS, but missing are {sorted(declared - metrics.keys())} and undeclared "
-            f"{sorted(metrics.keys() - declared)}; declare a Metric for each"
-        )
+    check_declared(metrics, experiment.METRICS, where=where)
     return metrics
-
-
-def _failure(error: Exception) -> Failure:
-    cause: FailureCause = "bug"
-    if isinstance(error, DivergedError):
-        cause = "diverged"
-    elif isinstance(error, InvalidConfigError):
-        cause = "invalid_config"
-    elif isinstance(error, MemoryError | torch.OutOfMemoryError):
-        cause = "out_of_memory"
-    return Failure(cause=cause, error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())

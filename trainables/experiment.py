@@ -69,6 +69,10 @@ class Experiment(abc.ABC):
     Config: ClassVar[Any]
     """A frozen, keyword-only, slotted dataclass of JSON values that validates itself and has `tiny()`."""
 
+    parallel: ClassVar[bool] = False
+    """Whether several processes can train one: each makes it, loads its states and makes its steps, all with the same config
+    and at the same time, and they find each other by `torch.distributed`. Everything else is asked of one process alone."""
+
     METRICS: ClassVar[tuple[Metric, ...]]
     """Everything `step()` returns."""
 
@@ -141,11 +145,24 @@ def build_experiment(
     Args:
         shared: where that is kept, or made if it is not there; None to make it for this experiment alone.
     """
-    needs = experiment_class.needs(config)
-    if not needs:
-        return experiment_class(config, device=device)
+    given = gather_needs(experiment_class, config, device=device, shared=shared)
+    return make_experiment(experiment_class, config, device=device, given=given)
+
+
+def gather_needs(
+    experiment_class: type[Experiment], config: Any, *, device: torch.device, shared: Shared | None
+) -> dict[str, dict[str, Tensor]]:
+    """Get all that an experiment needs, the first half of `build_experiment`."""
     get = make_alone if shared is None else shared.get
-    given = {name: get(recipe, device) for name, recipe in needs.items()}
+    return {name: get(recipe, device) for name, recipe in experiment_class.needs(config).items()}
+
+
+def make_experiment(
+    experiment_class: type[Experiment], config: Any, *, device: torch.device, given: Mapping[str, Mapping[str, Tensor]]
+) -> Experiment:
+    """Make an experiment of what was gathered, the second half of `build_experiment`."""
+    if not given:
+        return experiment_class(config, device=device)
     with_given: Any = experiment_class  # not every experiment takes what only some need
     made: Experiment = with_given(config, device=device, given=given)
     return made

@@ -3,11 +3,24 @@
 import contextlib
 from typing import Any
 
+import torch
 from ray import tune
+from ray.exceptions import WorkerCrashedError
 
 from trainables.attempt import Attempt
+from trainables.failures import LostRankError
 from trainables.protocol import Assignment
 from trainables.storage import StorageError
+
+
+class LostWorkerError(WorkerCrashedError):
+    """This worker's device, or another process that it trains with, is lost, and the worker with it.
+
+    It is one of Ray's own, so that a study takes it for what it is and tries the trial again in another worker.
+    """
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ExperimentTrainable(tune.Trainable):
@@ -27,7 +40,10 @@ class ExperimentTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        report = self._attempt.advance()
+        try:
+            report = self._attempt.advance()
+        except (torch.AcceleratorError, LostRankError) as error:
+            raise LostWorkerError(str(error)) from error
         return {"report": report.to_json(), "done": report.finished or report.failure is not None}
 
     def cleanup(self) -> None:

@@ -21,6 +21,8 @@ TINY = ("launch", "cmsp_curriculum:tiny")
         ((*TINY, "--name", "s", "--trials", "0"), "--trials must be at least 1, but got 0"),
         ((*TINY, "--name", "s", "--max-concurrent", "0"), "--max-concurrent must be at least 1, but got 0"),
         ((*TINY, "--name", "s", "--time-budget", "-1"), "--time-budget must be positive, but got -1"),
+        ((*TINY, "--name", "s", "--gpus-per-trial", "1.5"), "--gpus-per-trial above 1 must be a whole number, but got 1.5"),
+        ((*TINY, "--name", "s", "--gpus-per-trial", "2"), "--gpus-per-trial must be at most 1 for cmsp_curriculum"),
         ((*TINY, "--name", "s", "--sampler", "best"), "sampler must be one of"),
         ((*TINY, "--name", "s", "--address", "127.0.0.1:1"), "a Ray cluster must answer at --address"),
         ((*TINY, "--name", "s", "--address", "ray://127.0.0.1:10001"), "a cluster's address must be host:port"),

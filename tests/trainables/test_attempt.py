@@ -140,7 +140,7 @@ class Odd(Experiment):
         return {"x": torch.zeros(1)}
 
     @classmethod
-    def rebuild(cls, config, tensors):
+    def rebuild(cls, config, tensors, files):
         return tensors
 
     def candidates(self):
