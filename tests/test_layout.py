@@ -90,6 +90,8 @@ def test_the_command_surface_grows_only_on_purpose():
             "--gpus-per-trial", "--address", "--storage", "--tracking-uri",
         },
         "resume": {"--trials", "--time-budget", "--max-concurrent", "--address"},
+        "extend": {"--trials", "--time-budget", "--max-concurrent", "--address"},
+        "stop": {"--timeout"},
         "list": {"--json"},
         "status": {"--tracking-uri", "--json"},
         "spaces": {"--json"},
