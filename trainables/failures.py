@@ -5,6 +5,7 @@ import traceback
 import torch
 
 from trainables.experiment import DivergedError
+from trainables.laws import LawError
 from trainables.protocol import Failure, FailureCause
 from trainables.storage import StorageError
 
@@ -40,7 +41,7 @@ def failure_of(error: Exception) -> Failure:
 def _cause(error: Exception) -> FailureCause:
     if isinstance(error, DivergedError):
         return "diverged"
-    if isinstance(error, InvalidConfigError):
+    if isinstance(error, InvalidConfigError | LawError):
         return "invalid_config"
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "out_of_memory"

@@ -7,6 +7,7 @@ from trainables.experiment import Experiment
 EXPERIMENTS: dict[str, str] = {
     "cmsp_curriculum": "trainables.cmsp.curriculum:Curriculum",
     "cmsp_nonlocality": "trainables.cmsp.nonlocality:Nonlocality",
+    "llm_attribution": "trainables.llm.attribution:Attribution",
     "llm_narrowing": "trainables.llm.narrowing:Narrowing",
     "mnist_narrowing": "trainables.mnist.narrowing:Narrowing",
 }

@@ -1,6 +1,6 @@
 """The group lasso on a language model's neurons, while it trains."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -19,15 +19,12 @@ class GroupLasso:
         layers: units whose groups are to become short.
         strength: weight of the penalty in the loss, > 0.
         rule: how the strength follows the loss on the data; None: it is constant.
-        loss_nats: the loss of the update that is being made.
 
     Source: arXiv:2505.15811, section 4 (a constant subgradient).
     """
 
-    def __init__(
-        self, layers: Sequence[Units], way: Way, strength: float, rule: StrengthRule | None, loss_nats: Callable[[], float]
-    ) -> None:
-        self._layers, self._way, self._loss_nats = layers, way, loss_nats
+    def __init__(self, layers: Sequence[Units], way: Way, strength: float, rule: StrengthRule | None = None) -> None:
+        self._layers, self._way = layers, way
         self._strength = strength
         self._auto = None if rule is None else AutoStrength(strength, rule)
 
@@ -36,17 +33,29 @@ class GroupLasso:
         """Of the next update."""
         return self._strength if self._auto is None else self._auto.strength
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether `adjust` must hear of every update."""
+        return self._auto is not None
+
+    def adjust(self, loss_nats: float) -> None:
+        """Take the loss of an update on the data, after it.
+
+        Raises:
+            DivergedError: if it is not finite.
+        """
+        if self._auto is not None:
+            self._auto.update(loss_nats)
+
     def add_penalty(self, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
         """Add the penalty's gradient, unless the proximal step does its work."""
         if self._way == "subgradient":
             add_group_lasso_gradient(parameters, gradients, layers=self._layers, strength=self.strength)
 
     def after_update(self, parameters: Mapping[str, Tensor], learning_rate: float) -> None:
-        """Shrink the groups, if that is the way, and adjust the strength, if it does."""
+        """Shrink the groups, if that is the way."""
         if self._way == "proximal":
             proximal_step(parameters, self._layers, learning_rate * self.strength)
-        if self._auto is not None:
-            self._auto.update(self._loss_nats())
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes."""

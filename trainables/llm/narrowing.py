@@ -18,12 +18,12 @@ from trainables.llm.anatomy import neurons
 from trainables.llm.base import base_recipes
 from trainables.llm.corpus import Corpus
 from trainables.llm.dissection import dissect
-from trainables.llm.files import build, description, tokenizer_files
+from trainables.llm.files import build, description, tensors_of, tokenizer_files
 from trainables.llm.lasso import GroupLasso
 from trainables.llm.narrowing_charts import draw_losses, draw_neurons
 from trainables.llm.narrowing_config import NarrowingConfig, Stage
 from trainables.llm.narrowing_metrics import METRICS, Ledger
-from trainables.llm.narrowing_models import cut, layers_of, num_parameters, parameters_of, student
+from trainables.llm.narrowing_models import cut, layers_of, num_parameters, parameters_of, require_cuttable, student
 from trainables.llm.narrowing_texts import Texts
 from trainables.llm.packed_files import FILES, unpack_files
 from trainables.llm.pretrained import for_transformers
@@ -71,6 +71,7 @@ class Narrowing(Experiment):
         if self._begun is None:
             base = unpack_model(self._given["base"])
             self._texts.require_readable(base)
+            require_cuttable(base, self.config)
             self._begun = (base if self.config.prunes else student(base, self.config)).to(self.device)
             self._note_sizes()
             if self._stages[0] == "recovery":
@@ -93,7 +94,7 @@ class Narrowing(Experiment):
         """Make one step's updates, then measure."""
         assert self._trainer is not None
         budget = self.config.trainings[stage].updates
-        self._trainer.run(min(self.config.updates_per_step, budget - self._trainer.update))
+        self._run(self._trainer, min(self.config.updates_per_step, budget - self._trainer.update))
         self._ledger.note_training(stage, self._trainer.update, num_parameters(model))
         self._ledger.note_losses(self._texts.losses(model))
         if self._trainer.update == budget:
@@ -101,6 +102,15 @@ class Narrowing(Experiment):
             self._trainer = self._lasso = None  # with the optimizer's state: nothing of it is needed again
             if stage == "lasso":
                 self._begin_recovery()
+
+    def _run(self, trainer: Trainer, num_updates: int) -> None:
+        """Make updates; a strength that adjusts itself hears of each."""
+        if self._lasso is None or not self._lasso.adjusts:
+            trainer.run(num_updates)
+            return
+        for _ in range(num_updates):
+            trainer.run(1)
+            self._lasso.adjust(trainer.last_loss_nats)
 
     def _begin_recovery(self) -> None:
         """Cut the model, if this way does, and measure what is left before any recovery."""
@@ -126,13 +136,9 @@ class Narrowing(Experiment):
             return
         config = self.config
         layers = neurons(dissect(model, verify=False), parameters_of(model))
-        lasso = GroupLasso(layers, config.lasso_way, config.lasso_strength, config.lasso_rule, self._last_loss_nats)
+        lasso = GroupLasso(layers, config.lasso_way, config.lasso_strength, config.lasso_rule)
         self._lasso = lasso
         self._trainer = Trainer(model, stream, training, add_penalty=lasso.add_penalty, after_update=lasso.after_update)
-
-    def _last_loss_nats(self) -> float:
-        assert self._trainer is not None
-        return self._trainer.last_loss_nats
 
     def _teacher(self) -> Teacher | None:
         share = self.config.teacher_weight
@@ -172,7 +178,7 @@ class Narrowing(Experiment):
             "stage": self._stage,
             "relearned": list(self._relearned),
             "files": {name: data.decode() for name, data in description(model).items()},
-            "tensors": {name: tensor.detach().clone() for name, tensor in parameters_of(model).items()},
+            "tensors": {name: tensor.clone() for name, tensor in tensors_of(model).items()},
             "trainer": None if self._trainer is None else copy.deepcopy(self._trainer.state_dict()),
             "lasso": None if self._lasso is None else self._lasso.state_dict(),
             "ledger": self._ledger.state_dict(),
@@ -187,14 +193,14 @@ class Narrowing(Experiment):
         if state["trainer"] is not None:
             self._make_trainer(self._stages[self._stage])
             assert self._trainer is not None
-            self._trainer.load_state_dict(state["trainer"])
+            self._trainer.load_state_dict(copy.deepcopy(state["trainer"]))  # the optimizer takes its tensors as they are
         if self._lasso is not None:
             self._lasso.load_state_dict(state["lasso"])
         self._ledger.load_state_dict(state["ledger"])
 
     def model_tensors(self) -> dict[str, Tensor]:
-        """The parameters of the narrow model, by their names in transformers."""
-        return {name: parameter.detach().cpu() for name, parameter in parameters_of(self._model).items()}
+        """What the narrow model holds, by its names in transformers."""
+        return tensors_of(self._model)
 
     def model_files(self) -> dict[str, bytes]:
         """The model's config and tokenizer: `AutoModelForCausalLM.from_pretrained` loads the folder.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from trainables.laws import require
 from trainables.llm.anatomy import Anatomy, neurons, residual
 from trainables.llm.base import draw_parameters
 from trainables.llm.dissection import dissect
@@ -47,6 +48,20 @@ def layers_of(model: nn.Module, anatomy: Anatomy) -> list[Units]:
     return [*neurons(anatomy, tensors), residual(anatomy, tensors)]
 
 
+def require_cuttable(model: nn.Module, config: NarrowingConfig) -> None:
+    """Refuse a model that this way could not cut in the end, before it is trained.
+
+    Raises:
+        ValueError: if residual dimensions are to leave a model with LayerNorm.
+    """
+    anatomy = dissect(model, verify=False)
+    width = layers_of(model, anatomy)[-1].count
+    is_whole = not config.prunes or _narrow_width(model, width, config) == width
+    centred = [norm.name for norm in anatomy.norms if norm.is_centred]
+    law = "residual_sparsity must be 0 to prune a model with LayerNorm, whose mean is over all dimensions"
+    require(is_whole or not centred, law, config.residual_sparsity, "remove neurons only")
+
+
 def cut(model: nn.Module, config: NarrowingConfig, window_WT: Tensor) -> int:
     """Score all units, and cut the least of them out, in place.
 
@@ -64,16 +79,21 @@ def cut(model: nn.Module, config: NarrowingConfig, window_WT: Tensor) -> int:
     keep = choose_kept(scores[:-1], config.neuron_sparsity, per_layer=config.per_layer)
     (keep_D,) = choose_kept(scores[-1:], config.residual_sparsity)
     keep.append(keep_more(scores[-1], keep_D, _narrow_width(model, layers[-1].count, config)))
-    remove(model, anatomy, layers, _agreed(keep))
+    keep = _agreed(keep)
+    if keep[-1].all():  # a stream that stays whole may be under LayerNorm
+        layers, keep = layers[:-1], keep[:-1]
+    remove(model, anatomy, layers, keep)
     return window_WT.numel() if reads else 0
 
 
 def student(base: nn.Module, config: NarrowingConfig) -> nn.Module:
     """An untrained model of the shape that cutting leaves of the base model, all layers alike."""
     anatomy = dissect(base)
-    layers = layers_of(base, anatomy)
-    kept = {units.name: units.count - num_removed(units.count, config.neuron_sparsity) for units in layers[:-1]}
-    kept[layers[-1].name] = _narrow_width(base, layers[-1].count, config)
+    *mlps, stream = layers_of(base, anatomy)
+    num_neurons = max(1, sum(units.count for units in mlps) // len(mlps))  # a base that was cut before has unlike layers
+    num_kept = num_neurons - num_removed(num_neurons, config.neuron_sparsity)
+    kept = dict.fromkeys((units.name for units in mlps), num_kept)
+    kept[stream.name] = _narrow_width(base, stream.count, config)
     shape = fitting_config(base, anatomy, kept, None).config
     with torch.random.fork_rng(devices=[]):  # transformers draws initial weights from the global generator
         model: nn.Module = AutoModelForCausalLM.from_config(shape)  # type: ignore[no-untyped-call]
@@ -83,7 +103,7 @@ def student(base: nn.Module, config: NarrowingConfig) -> nn.Module:
 
 def _narrow_width(model: nn.Module, width: int, config: NarrowingConfig) -> int:
     """Residual dimensions that are left: as many as the sparsity says, and then up to what the model's class takes."""
-    return next_stock_width(model.config, width - num_removed(width, config.residual_sparsity))
+    return min(width, next_stock_width(model.config, width - num_removed(width, config.residual_sparsity)))
 
 
 def _losses(model: nn.Module, anatomy: Anatomy, window_WT: Tensor) -> list[NextTokenLoss]:

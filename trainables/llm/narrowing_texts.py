@@ -52,6 +52,9 @@ class Texts:
         for name, length in ({"window_length": config.window_length} | lengths).items():
             law = f"{name} must be at most the model's limit of {limit} tokens"
             require(length <= limit, law, length, "use shorter sequences")
+        shows_all = config.method == "attribution"  # also a window's last token, of which nothing is asked
+        law = f"window_length must be below the model's limit of {limit} tokens for attribution"
+        require(config.window_length < limit or not shows_all, law, config.window_length, "use shorter windows")
 
     def score_windows(self) -> Tensor:
         """Of the kept domain, to score units on: token_WT, W x (T + 1)."""

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainables.llm.text_sources import Document, Source, read_documents
+from trainables.llm.text_sources import Document, Source, check_source, read_documents
 
 
 def texts(source, seed=0):
@@ -125,6 +125,44 @@ def test_a_damaged_line_is_refused(tmp_path, line, law):
 def test_a_pattern_without_files_is_refused(tmp_path, kind):
     with pytest.raises(ValueError, match=r"there must be a file at .*/\*.x, but got none; name a file, a folder or a pattern"):
         texts(Source(kind=kind, where=f"{tmp_path}/*.x", domain="code"))
+
+
+@pytest.mark.parametrize("kind", ["files", "jsonl", "parquet"])
+def test_a_look_finds_that_there_are_no_files(tmp_path, kind):
+    with pytest.raises(ValueError, match=r"there must be a file at .*/\*.x, but got none; name a file, a folder or a pattern"):
+        check_source(Source(kind=kind, where=f"{tmp_path}/*.x", domain="code"))
+
+
+def test_a_look_finds_that_a_table_has_no_such_column(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    check_source(Source(kind="parquet", where=str(tmp_path), **BY_COLUMN))
+    parquet.write_table(pyarrow.Table.from_pylist([{"text": "five"}]), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=r"b\.parquet must have the columns content and language, but got no content and no"):
+        check_source(Source(kind="parquet", where=str(tmp_path), **BY_COLUMN))
+    (tmp_path / "b.parquet").write_bytes(b"no table")
+    with pytest.raises(ValueError, match="Parquet"):
+        check_source(Source(kind="parquet", where=str(tmp_path), **BY_COLUMN))
+
+
+def test_a_look_reads_no_rows_and_asks_nobody_elsewhere(tmp_path, monkeypatch):
+    """Damaged lines are found by those who read them; a data set of the hub is asked for by name when it is read."""
+    (tmp_path / "rows.jsonl").write_text("{")
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace())
+    for source in (
+        Source(kind="jsonl", where=f"{tmp_path}/rows.jsonl", domain="code"),
+        Source(kind="hub", where="a/b", domain="code"),
+        Source(kind="installed", domain="cpp"),
+    ):
+        check_source(source)
+
+
+def test_a_look_finds_that_the_hubs_library_is_not_there(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"the library datasets must be installed for a/b, .*; pip install datasets"):
+        check_source(Source(kind="hub", where="a/b", domain="code"))
 
 
 @pytest.mark.parametrize(

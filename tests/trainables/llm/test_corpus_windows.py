@@ -1,3 +1,5 @@
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,10 @@ from trainables.llm import corpus_recipe as recipe_module
 from trainables.llm.corpus import Corpus, load_corpus
 from trainables.llm.corpus_documents import SPLITS, CorpusConfig, Selection
 from trainables.llm.corpus_recipe import corpus_recipe, make_corpus
+from trainables.llm.packed_files import pack_files
 from trainables.llm.text_sources import Source
-from trainables.shared import Shared
+from trainables.llm.tokens import IDS_FILE, train_tokenizer
+from trainables.shared import Recipe, Shared
 from trainables.storage import Folder
 
 CPU = torch.device("cpu")
@@ -93,6 +97,33 @@ def test_what_is_shared_is_what_was_made(config, tmp_path):
     assert torch.equal(first.windows("a/b", 8, 4), made.windows("a/b", 8, 4))
     assert len(list(folder.glob("corpus-*.safetensors"))) == 1
     assert corpus_recipe(config, bytes_tokenizer()).key != corpus_recipe(config, bytes_tokenizer(start_id=START)).key
+
+
+def test_a_vocabulary_has_room_for_every_token_of_the_corpus_and_of_its_tokenizer(config):
+    assert Corpus.of(make_corpus(config, bytes_tokenizer())).vocabulary == START + 1  # which no text gives
+    too_modest = dataclasses.replace(bytes_tokenizer(), largest_id=3)
+    assert Corpus.of(make_corpus(config, too_modest)).vocabulary == END + 1
+
+
+def test_a_corpus_of_a_models_own_tokenizer_needs_it_and_is_the_same_as_if_it_were_given(config, tmp_path):
+    pytest.importorskip("tokenizers")
+    trained = train_tokenizer(["prose0-1 prose0-2"] * 9, 300)
+    files = {"tokenizer.json": trained.json.encode(), IDS_FILE: json.dumps({"end_id": 7, "start_id": 9}).encode()}
+    needed = Recipe(name="tokenizer", ingredients={}, make=lambda device: pack_files(files))
+    recipe = corpus_recipe(config, needed)
+    assert recipe.needs == {"tokenizer": needed}
+    assert recipe.key not in {corpus_recipe(config).key, corpus_recipe(config, trained).key}
+    corpus = Corpus.of(Shared(Folder(tmp_path / "shared")).get(recipe, CPU))
+    direct = Corpus.of(make_corpus(config, dataclasses.replace(trained, end_id=7, start_id=9)))
+    assert corpus.fingerprint() == direct.fingerprint()
+    assert (corpus.end_id, corpus.start_id, corpus.tokenizer_json) == (7, 9, trained.json)
+
+
+def test_sources_are_looked_at_before_a_corpus_is_made(config):
+    corpus_recipe(config).check_all()
+    gone = Source(kind="files", where="/nowhere/*.txt", domain="prose")
+    with pytest.raises(ValueError, match=r"there must be a file at /nowhere/\*.txt"):
+        corpus_recipe(dataclasses.replace(config, sources=(*config.sources, gone))).check_all()
 
 
 def test_a_shared_file_is_mapped(config, tmp_path):

@@ -11,21 +11,13 @@ from corpus_texts import write_texts
 
 from trainables.llm import corpus_recipe as recipe_module
 from trainables.llm.anatomy import neurons, residual
-from trainables.llm.base import (
-    EPS,
-    BaseConfig,
-    base_recipe,
-    build_llama,
-    draw_parameters,
-    load_parameters,
-    rebuild_llama,
-    train_base,
-)
+from trainables.llm.base import BaseConfig, base_recipes, build_llama, draw_parameters, train_base
 from trainables.llm.corpus import Corpus
 from trainables.llm.corpus_documents import CorpusConfig
 from trainables.llm.corpus_recipe import corpus_recipe, make_corpus
 from trainables.llm.dissection import dissect
 from trainables.llm.files import save
+from trainables.llm.shared_model import pack_model, unpack_model
 from trainables.llm.surgery import remove
 from trainables.llm.text_sources import Source
 from trainables.llm.training import Training, mean_loss_nats
@@ -58,7 +50,11 @@ def backwards(token_N):
 
 
 def made(config, corpus_tensors, seed=0):
-    return train_base(config, Corpus.of(corpus_tensors), seed, CPU)
+    return tensors_of(train_base(config, Corpus.of(corpus_tensors), seed, CPU))
+
+
+def base_recipe(config, corpus_config, seed):
+    return base_recipes(config, corpus_config, seed)["base"]
 
 
 def same(tensors, others):
@@ -69,9 +65,9 @@ def tensors_of(model):
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def drawn(config=TINY, **sizes):
+def drawn(config=TINY):
     """A model whose norms, which begin at one, show what becomes of them."""
-    model = build_llama(config, VOCABULARY, **sizes)
+    model = build_llama(config, VOCABULARY)
     draw_parameters(model, 3)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -113,22 +109,25 @@ def test_making_a_base_model_neither_draws_from_nor_moves_the_global_generator(c
 
 
 def test_a_base_model_holds_every_parameter_once_and_knows_every_token(corpus_tensors):
-    tensors, model = made(TINY, corpus_tensors), build_llama(TINY, Corpus.of(corpus_tensors).largest_id + 1)
-    assert {name: tensor.shape for name, tensor in tensors.items()} == {
-        name: parameter.shape for name, parameter in model.named_parameters()
-    }
-    assert not any(tensor.requires_grad for tensor in tensors.values())
-    assert "lm_head.weight" not in tensors
+    """Those too that the corpus does not have, but that its tokenizer may make of other texts."""
+    corpus = Corpus.of(corpus_tensors)
+    about = json.dumps({**corpus.about, "vocabulary": corpus.vocabulary + 9}).encode()
+    wider = {**corpus_tensors, "about.json": torch.tensor(list(about), dtype=torch.uint8)}
+    for given, vocabulary in ((corpus_tensors, corpus.vocabulary), (wider, corpus.vocabulary + 9)):
+        tensors = made(TINY, given)
+        assert tensors["model.embed_tokens.weight"].shape == (vocabulary, 16)
+        assert tensors.keys() == tensors_of(build_llama(TINY, vocabulary)).keys()
+        assert "lm_head.weight" not in tensors
+    assert corpus.vocabulary == corpus.tokenizer().largest_id + 1 > corpus.largest_id
 
 
 def test_a_base_model_learns_all_domains_of_its_mixture(corpus_tensors):
     corpus = Corpus.of(corpus_tensors)
-    model = build_llama(TINY, corpus.largest_id + 1)
+    model = build_llama(TINY, corpus.vocabulary)
     draw_parameters(model, 0, "base")
     longer = dataclasses.replace(SHORT, updates=60, learning_rate=1e-2)
-    tensors = made(dataclasses.replace(TINY, training=longer), corpus_tensors)
-    trained = build_llama(TINY, corpus.largest_id + 1)
-    load_parameters(trained, tensors)
+    trained = train_base(dataclasses.replace(TINY, training=longer), corpus, 0, CPU)
+    assert not trained.training
     for domain in corpus.domains:
         windows = corpus.windows(domain, 16, 8)
         before, after = (mean_loss_nats(each, windows, batch_size=8) for each in (model, trained))
@@ -170,8 +169,25 @@ def test_corpus_config_and_seed_name_the_base_model(corpus_config):
         {"width": 32}, {"num_layers": 3}, {"mlp_width": 25}, {"num_heads": 4}, {"weights": {"code": 1.0}}, {"training": training},
     ]  # fmt: skip
     keys |= {base_recipe(dataclasses.replace(TINY, **change), corpus_config, 0).key for change in changes}
-    assert len(keys) == 4 + len(changes) == 4 + len(dataclasses.fields(BaseConfig))
+    own_fields = {field.name for field in dataclasses.fields(BaseConfig)} - {"pretrained", "revision"}
+    assert len(keys) == 4 + len(changes) == 4 + len(own_fields)
     assert base_recipe(TINY, corpus_config, 0).key in keys
+
+
+def test_a_pretrained_model_is_named_by_its_name_and_revision_alone(corpus_config):
+    def keys(seed=0, **changes):
+        recipes = base_recipes(dataclasses.replace(TINY, **changes), corpus_config, seed)
+        return {name: recipe.key for name, recipe in recipes.items()}
+
+    here = keys(pretrained="here")
+    assert here == keys(seed=1, pretrained="here", width=32, weights={})
+    assert here.keys() == {"base", "corpus", "tokenizer"}
+    for other in (keys(pretrained="there"), keys(pretrained="here", revision="1")):
+        assert not set(here.values()) & set(other.values())
+    assert keys(revision="1") == keys()  # of the embedded model there is one
+    recipes = base_recipes(dataclasses.replace(TINY, pretrained="here"), corpus_config, 0)
+    assert recipes["corpus"].needs["tokenizer"].key == recipes["tokenizer"].key
+    assert recipes["corpus"].key != corpus_recipe(corpus_config).key
 
 
 def test_the_corpus_is_needed_and_not_made_again(corpus_config, tmp_path, monkeypatch):
@@ -180,7 +196,7 @@ def test_the_corpus_is_needed_and_not_made_again(corpus_config, tmp_path, monkey
     shared = Shared(Folder(tmp_path / "shared"))
     first, second = (base_recipe(TINY, corpus_config, seed) for seed in (0, 1))
     assert [recipe.key for recipe in first.needs.values()] == [corpus_recipe(corpus_config).key]
-    tensors = [shared.get(recipe, CPU) for recipe in (first, second, first)]
+    tensors = [tensors_of(unpack_model(shared.get(recipe, CPU))) for recipe in (first, second, first)]
     assert same(tensors[0], tensors[2])
     assert not same(tensors[0], tensors[1])
     assert len(made_of) == 1
@@ -196,17 +212,15 @@ def test_building_a_model_leaves_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_model_has_the_shape_of_its_config_or_a_smaller_one_with_the_same_heads():
+def test_a_model_has_the_shape_of_its_config():
     config = BaseConfig(width=24, num_layers=3, mlp_width=40, num_heads=4)
-    whole, small = build_llama(config, VOCABULARY), build_llama(config, VOCABULARY, width=12, mlp_width=7)
-    for model, width, mlp_width in ((whole, 24, 40), (small, 12, 7)):
-        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        assert len([name for name in shapes if name.endswith("down_proj.weight")]) == 3
-        assert shapes["model.embed_tokens.weight"] == (VOCABULARY, width)
-        assert shapes["model.layers.2.self_attn.q_proj.weight"] == (24, width)  # 4 heads of 6, whatever the width
-        assert shapes["model.layers.2.self_attn.o_proj.weight"] == (width, 24)
-        assert shapes["model.layers.1.mlp.up_proj.weight"] == (mlp_width, width)
-        assert not model.training
+    model = build_llama(config, VOCABULARY)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert len([name for name in shapes if name.endswith("down_proj.weight")]) == 3
+    assert shapes["model.embed_tokens.weight"] == (VOCABULARY, 24)
+    assert shapes["model.layers.2.self_attn.q_proj.weight"] == shapes["model.layers.2.self_attn.o_proj.weight"] == (24, 24)
+    assert shapes["model.layers.1.mlp.up_proj.weight"] == (40, 24)
+    assert not model.training
     assert config.head_width == 6
 
 
@@ -233,77 +247,45 @@ def test_what_is_drawn_depends_on_seed_and_name_alone():
     assert not torch.equal(*blocks)
 
 
-def test_a_base_model_is_built_again_from_its_parameters():
+def through_a_study(model):
+    return unpack_model(pack_model(model))
+
+
+def test_a_base_model_comes_through_a_study_as_it_was():
     model = drawn()
-    again = rebuild_llama(TINY, tensors_of(model), is_cut=True)
-    assert torch.equal(logits(model), logits(again))
-    assert torch.equal(logits(model), logits(rebuild_llama(TINY, tensors_of(model), is_cut=False)))
+    assert torch.equal(logits(model), logits(through_a_study(model)))
 
 
 @pytest.mark.parametrize("neurons_left", [(24, 24), (9, 9), (5, 17), (1, 24), (0, 3), (0, 0)])
 @pytest.mark.parametrize("dimensions_left", [16, 12, 2])
-def test_a_cut_model_of_any_sizes_is_built_again_from_its_parameters(neurons_left, dimensions_left):
+def test_a_cut_model_of_any_sizes_is_built_again(neurons_left, dimensions_left):
+    """Its heads keep their width, and its norms the eps that makes up for what they do not average over any more."""
     model = cut(drawn(), neurons_left, dimensions_left)
-    again = rebuild_llama(TINY, tensors_of(model), is_cut=True)
-    assert torch.allclose(logits(model), logits(again), rtol=1e-6, atol=1e-7)
+    again = through_a_study(model)
+    assert torch.equal(logits(model), logits(again))
     for block, count in enumerate(neurons_left):
         mlp = again.get_submodule(f"model.layers.{block}.mlp")
         sizes = [(each.in_features, each.out_features) for each in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
         assert sizes == [(dimensions_left, count), (dimensions_left, count), (count, dimensions_left)]
+    assert again.get_submodule("model.layers.0.self_attn.q_proj").out_features == 16
+    assert again.get_submodule("model.norm").variance_epsilon == pytest.approx(1e-6 * 16 / dimensions_left)
 
 
-def test_a_cut_models_norms_have_another_eps_than_a_small_models():
-    """A dimension of four is left, so what is averaged over a fourth has a fourfold eps."""
-    tensors = tensors_of(cut(drawn(), (24, 24), 4))
-    small, cut_one = (rebuild_llama(TINY, tensors, is_cut=is_cut) for is_cut in (False, True))
-    assert small.get_submodule("model.norm").variance_epsilon == EPS
-    assert cut_one.get_submodule("model.norm").variance_epsilon == pytest.approx(4 * EPS)
-    assert not torch.allclose(logits(small), logits(cut_one), rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize(("width", "mlp_width"), [(16, 5), (10, 24), (2, 1)])
-def test_a_student_is_built_again_from_its_parameters(width, mlp_width):
-    student = drawn(width=width, mlp_width=mlp_width)
-    assert torch.equal(logits(student), logits(rebuild_llama(TINY, tensors_of(student), is_cut=False)))
-
-
-def test_a_rebuilt_model_has_its_head_tied_to_its_embedding_and_can_learn():
-    model = rebuild_llama(TINY, tensors_of(cut(drawn(), (5, 17), 12)), is_cut=True)
+def test_a_model_that_was_built_again_has_its_head_tied_to_its_embedding_and_can_learn():
+    model = through_a_study(cut(drawn(), (5, 17), 12))
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not model.training
 
 
 @pytest.mark.parametrize("born", ["cut", "small"])
-def test_a_rebuilt_model_whose_mlps_are_all_as_wide_is_saved_as_its_stock_class(tmp_path, born):
+def test_a_model_whose_mlps_are_all_as_wide_is_saved_as_its_stock_class(tmp_path, born):
     """As the model is that it was: with a config that tells its sizes, and no code in the folder."""
-    model = cut(drawn(), (9, 9), 12) if born == "cut" else drawn(width=12, mlp_width=9)
-    again = rebuild_llama(TINY, tensors_of(model), is_cut=born == "cut")
-    assert (model.config.hidden_size, model.config.intermediate_size) == (12, 9)
-    assert not save(model, tmp_path / "model")
-    assert (again.config.hidden_size, again.config.intermediate_size) == (12, 9)
-    assert not save(again, tmp_path / "again")
-
-
-def test_parameters_are_put_in_place_by_copy():
-    model, other = drawn(), build_llama(TINY, VOCABULARY)
-    given = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
-    load_parameters(other, given)
-    assert torch.equal(logits(model), logits(other))
-    for tensor in given.values():
-        tensor.zero_()
-    assert torch.equal(logits(model), logits(other))
-
-
-def test_parameters_that_are_missing_or_left_over_are_refused():
-    model = drawn()
-    tensors, before = tensors_of(model), logits(model)
-    missing = {name: torch.zeros_like(tensor) for name, tensor in tensors.items() if name != "model.norm.weight"}
-    law = r"a model's parameters must be given, each once, but got \['{}'\] missing or left over; use tensors of this model"
-    for given, name in ((missing, "model.norm.weight"), ({**tensors, "lm_head.weight": torch.zeros(1)}, "lm_head.weight")):
-        with pytest.raises(ValueError, match=law.format(name)):
-            load_parameters(model, given)
-    assert torch.equal(logits(model), before)
+    small = dataclasses.replace(TINY, width=12, mlp_width=9)
+    model = cut(drawn(), (9, 9), 12) if born == "cut" else drawn(small)
+    for place, each in (("model", model), ("again", through_a_study(model))):
+        assert (each.config.hidden_size, each.config.intermediate_size) == (12, 9)
+        assert not save(each, tmp_path / place)
 
 
 def test_a_config_survives_json_with_its_training():
