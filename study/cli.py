@@ -97,6 +97,10 @@ def resume(
     address: Address = None,
 ) -> None:
     """Go on with a study: nothing that is done is done again."""
+    _go_on(name, trials, time_budget, max_concurrent, address)
+
+
+def _go_on(name: str, trials: int | None, time_budget: float | None, max_concurrent: int | None, address: str | None) -> None:
     from study.run import resume as run
 
     _conclude(
@@ -121,19 +125,9 @@ def extend(
 ) -> None:
     """Give a study more trials, also one that is finished: it goes on with all that it knows."""
     from study.life import check_extension
-    from study.run import resume as run
 
     check_extension(name, trials)
-    _conclude(
-        run(
-            name,
-            trials=trials,
-            time_budget_s=time_budget,
-            max_concurrent=max_concurrent,
-            address=address,
-            console=_console(),
-        )
-    )
+    _go_on(name, trials, time_budget, max_concurrent, address)
 
 
 @app.command()
