@@ -84,9 +84,9 @@ def _space(
         config = fixed | {"ablation_split": "evaluation", "score": trial.suggest_categorical("score", list(_SCORES))}
         if config["score"] == "weight_norm":  # reads nothing
             return config
-        if config["score"] in _BY_BATCH:
-            config["batch_size"] = trial.suggest_categorical("batch_size", [1, 2, 8])
+        is_by_batch = config["score"] in _BY_BATCH
         return config | {
+            "batch_size": trial.suggest_categorical("batch_size", [1, 2, 8]) if is_by_batch else 1,
             "score_windows": trial.suggest_int("score_windows", *windows, log=True),
             "score_length": trial.suggest_categorical("score_length", list(lengths)),
         }

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _OBJECTIVES = ("kept_loss_nats", "parameters_kept", "tokens_spent")
 _LOG_SCALE = ("parameters_kept", "tokens_spent")
 _METHODS = ("group_lasso", "attribution", "weight_norm", "random", "distillation", "from_scratch")
+_SCORES = ("attribution", "sample_activation_attribution")
 _STUDENTS = ("distillation", "from_scratch")
 _LLAMA = "NousResearch/Llama-3.2-1B"
 _CODE = {"kind": "hub", "where": "codeparrot/github-code", "text_column": "code", "domain_column": "language"}
@@ -230,7 +231,8 @@ def _suggest_own(trial: "optuna.Trial", method: str, scale: _Scale) -> dict[str,
         return {"teacher_share": trial.suggest_float("teacher_share", 0.1, 0.9)}
     # above 0, a hybrid of pruning and distillation
     share = trial.suggest_float("recovery_teacher_share", 0.0, 0.9)
-    return {"per_layer": trial.suggest_categorical("per_layer", [False, True]), "teacher_share": share}
+    own = {"per_layer": trial.suggest_categorical("per_layer", [False, True]), "teacher_share": share}
+    return own | ({"attribution_score": trial.suggest_categorical("score", _SCORES)} if method == "attribution" else {})
 
 
 def _weights(breadth: float, others: tuple[str, ...]) -> dict[str, float]:
@@ -257,5 +259,7 @@ def _first_trials(
             trial |= {"lasso_way": "subgradient", "lasso_adjusts": False, **{name: own[name] for name in lasso}}
         elif method not in _STUDENTS:
             trial |= {"per_layer": False, "recovery_teacher_share": 0.0}
+        if method == "attribution":
+            trial["score"] = _SCORES[0]
         trials.append(trial)
     return trials

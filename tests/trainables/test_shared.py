@@ -160,7 +160,7 @@ def test_a_failing_storage_is_told_from_a_failing_maker(place, failing, request,
 @pytest.mark.parametrize("place", ["disk", "bucket"])
 def test_a_storage_that_gives_back_other_bytes_is_told_of(place, request, monkeypatch):
     write = Folder.write
-    monkeypatch.setattr(Folder, "write", lambda folder, name, data: write(folder, name, data[:-1] + b"?"))
+    monkeypatch.setattr(Folder, "write", lambda folder, name, data: write(folder, name, data[:-1] + b"!"))
     with pytest.raises(StorageError, match="the storage must give back what it was given, but got a damaged teacher-"):
         Shared(request.getfixturevalue(place), settle_s=0).get(recipe(), CPU)
 

@@ -29,7 +29,7 @@ class AttributionConfig:
     score: str = "attribution"
     """A name of SCORES but ablation, of which the trial is. Paper: attribution in its text."""
     beside: tuple[str, ...] = ("attribution", "abs_gradient_attribution")
-    """Other scores that are told of, on the same text. Paper: its code prunes by abs_gradient_attribution (Figs 6, 12, 13)."""
+    """Other scores that are told of, on the same batches. Paper: its code prunes by abs_gradient_attribution (Figs 6, 12, 13)."""
     score_windows: int = 8
     """Windows of the attribution split that the score reads, at most: whole batches of those that there are. Paper: 8."""
     score_length: int = 128

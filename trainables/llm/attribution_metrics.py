@@ -25,8 +25,8 @@ def _metrics_of(kind: str) -> tuple[Metric, ...]:
         Metric(name=f"r_log_{kind}", goal="max", unit="1", meaning="the same of their logarithms, without units at 0"),
         Metric(name=f"rank_{kind}", goal="max", unit="1", meaning="the same of their ranks (Spearman)"),
         Metric(name=f"zeros_{kind}", goal=None, unit="units", meaning=f"{units} without a logarithm: score or ablation is 0"),
-        Metric(name=f"r_{kind}/*", goal=None, unit="1", meaning=f"r_{kind} of each score on the same text"),
-        Metric(name=f"r_log_{kind}/*", goal=None, unit="1", meaning=f"r_log_{kind} of each score on the same text"),
+        Metric(name=f"r_{kind}/*", goal=None, unit="1", meaning=f"r_{kind} of each score on the same batches"),
+        Metric(name=f"r_log_{kind}/*", goal=None, unit="1", meaning=f"r_log_{kind} of each score on the same batches"),
     )  # fmt: skip
 
 

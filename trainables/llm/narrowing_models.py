@@ -23,12 +23,7 @@ from trainables.pruning.selection import choose_kept, keep_more, num_removed
 from trainables.pruning.units import Units
 from trainables.randomness import generator
 
-_SCORE_OF: dict[Method, str] = {
-    "group_lasso": "weight_norm",
-    "attribution": "attribution",
-    "weight_norm": "weight_norm",
-    "random": "random",
-}
+_BLIND_SCORE_OF: dict[Method, str] = {"group_lasso": "weight_norm", "weight_norm": "weight_norm", "random": "random"}
 _TOKENS_AT_ONCE, _LOGITS_AT_ONCE = 2048, 2**28  # that scores read
 
 
@@ -75,7 +70,8 @@ def cut(model: nn.Module, config: NarrowingConfig, window_WT: Tensor) -> int:
     layers = layers_of(model, anatomy)
     reads = config.method == "attribution"
     losses = _losses(model, anatomy, window_WT) if reads else []
-    scores = SCORES[_SCORE_OF[config.method]](parameters_of(model), layers, losses, generator(config.seed, "scores"))
+    score = SCORES[config.attribution_score if reads else _BLIND_SCORE_OF[config.method]]
+    scores = score(parameters_of(model), layers, losses, generator(config.seed, "scores"))
     keep = choose_kept(scores[:-1], config.neuron_sparsity, per_layer=config.per_layer)
     (keep_D,) = choose_kept(scores[-1:], config.residual_sparsity)
     keep.append(keep_more(scores[-1], keep_D, _narrow_width(model, layers[-1].count, config)))

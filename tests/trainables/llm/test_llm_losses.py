@@ -8,7 +8,7 @@ from tiny_models import VOCABULARY, tokens
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainables.llm import loss_head, losses
+from trainables.llm import loss_chunks, loss_head
 from trainables.llm.loss_head import Answers
 from trainables.llm.losses import Teacher, TextLoss
 from trainables.llm.training import mean_loss_nats
@@ -21,7 +21,7 @@ FAMILIES = ["llama", "mistral", "gpt2", "gemma3", *BIASED, *CHANGED]  # untied, 
 @pytest.fixture
 def in_chunks(monkeypatch):
     monkeypatch.setattr(loss_head, "FEW_LOGITS", 0)
-    monkeypatch.setattr(losses, "_TOKENS_AT_ONCE", CHUNK)
+    monkeypatch.setattr(loss_chunks, "_TOKENS_AT_ONCE", CHUNK)
 
 
 def whole(model, token_BT, teacher=None):
@@ -105,7 +105,7 @@ def test_a_mean_loss_in_chunks_is_that_of_the_whole(in_chunks):
 
 def test_a_head_that_multiplies_in_half_precision_sums_its_gradients_in_full(monkeypatch):
     """As on a GPU: products of bfloat16, parameters of float32."""
-    monkeypatch.setattr(losses, "_TOKENS_AT_ONCE", CHUNK)
+    monkeypatch.setattr(loss_chunks, "_TOKENS_AT_ONCE", CHUNK)
     generator = torch.Generator().manual_seed(0)
     hidden_ND, weight_VD, bias_V = (torch.randn(shape, generator=generator) for shape in ((500, 16), (50, 16), (50,)))
     target_N = torch.randint(50, (500,), generator=generator)
@@ -113,8 +113,8 @@ def test_a_head_that_multiplies_in_half_precision_sums_its_gradients_in_full(mon
     for dtype, results in ((torch.bfloat16, found), (torch.float32, expected)):
         held = [tensor.clone().requires_grad_() for tensor in (hidden_ND, weight_VD, bias_V)]
         answers = Answers(read=held[0], weight_VD=weight_VD.to(dtype), bias_V=bias_V.to(dtype))
-        lesson = losses._Lesson(target_N=target_N, teacher=None, answers=None)
-        loss, _ = losses._MeanLoss.apply(*held, answers, lesson)
+        lesson = loss_chunks.Lesson(target_N=target_N, answers=None, alpha=1.0, temperature=1.0)
+        loss, _ = loss_chunks._MeanLoss.apply(*held, answers, lesson)
         results += [loss.detach(), *torch.autograd.grad(loss, held)]
     assert all(tensor.dtype == torch.float32 for tensor in found)
     for one, other in zip(found, expected, strict=True):
