@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 if TYPE_CHECKING:
     import optuna
 
-_CONSTRAINT = re.compile(r"\s*(\w+)\s*(>=|<=)\s*(\S+)\s*")
+_CONSTRAINT = re.compile(r"\s*([\w./-]+)\s*(>=|<=)\s*(\S+)\s*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

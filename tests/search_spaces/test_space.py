@@ -27,3 +27,9 @@ def test_of_those_that_miss_as_much_the_best_by_the_metric_and_of_equals_the_fir
 
 def test_without_constraints_the_best_by_the_metric():
     assert choose_representative(curve((0.5, 30.0), (0.4, 20.0)), [], "accuracy", "max") == 0
+
+
+def test_a_constraint_may_bound_one_of_a_family_of_metrics():
+    constraint = Constraint.parse("loss_nats/C-like.x <= 3")
+    assert constraint.metric == "loss_nats/C-like.x"
+    assert constraint.violation({"loss_nats/C-like.x": 4.0}) == 1.0

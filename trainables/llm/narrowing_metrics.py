@@ -1,5 +1,6 @@
 """What a narrow language model has cost, keeps and has lost: the books of one trial."""
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -125,8 +126,8 @@ class Ledger:
             "other_loss_nats": other,
             "pruned_loss_nats": pruned[kept],
             "relearned_loss_nats": min(relearned, default=other),
-            **{f"loss_nats/{domain}": loss for domain, loss in self._losses.items()},
-            **{f"pruned_loss_nats/{domain}": loss for domain, loss in pruned.items()},
+            **{f"loss_nats/{_plain(domain)}": loss for domain, loss in self._losses.items()},
+            **{f"pruned_loss_nats/{_plain(domain)}": loss for domain, loss in pruned.items()},
             "tokens_spent": self.tokens_spent,
             "tokens_to_target": self.tokens_spent if to_target is None else to_target,
             "reached_target": float(to_target is not None),
@@ -158,3 +159,8 @@ class Ledger:
         self._pruned, self._tokens_to_target = state["pruned"], state["tokens_to_target"]
         self._sizes, self.neurons = dict(state["sizes"]), list(state["neurons"])
         self.history = [list(row) for row in state["history"]]
+
+
+def _plain(domain: str) -> str:
+    """A domain's name as a part of a metric's, where MLflow takes few characters: C++ is Cpp."""
+    return re.sub(r"[^\w.-]", "_", domain.replace("+", "p").replace("#", "sharp"), flags=re.ASCII)

@@ -44,7 +44,7 @@ def averaged(loss: nn.Module, device: torch.device) -> nn.Module:
     if num_ranks() == 1:
         return loss
     ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(loss, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(loss, device_ids=ids, gradient_as_bucket_view=True)
 
 
 def pausing(loss: nn.Module, *, is_paused: bool) -> contextlib.AbstractContextManager[None]:

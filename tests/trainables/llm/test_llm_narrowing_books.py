@@ -228,3 +228,11 @@ def test_a_charts_title_says_the_method_and_what_it_removed():
 def test_a_teacher_costs_by_the_base_models_own_size_and_not_the_narrow_ones():
     config = dataclasses.replace(config_of("distillation", teacher_share=0.5), updates_per_step=1)
     assert begin(config).step()["flops_spent"] == A_BATCH * (6 * NUM_NARROW + 2 * NUM_BASE)
+
+
+def test_domains_of_any_name_have_metrics_that_mlflow_takes():
+    ledger = Ledger(config_of("weight_norm"), num_base_parameters=NUM_BASE)
+    ledger.note_sizes(1, [1], 1)
+    ledger.note_losses({"python": 1.0, "C++": 2.0, "F#": 3.0, "a b/c": 4.0})
+    names = {name for name in ledger.metrics([]) if name.startswith("loss_nats/")}
+    assert names == {"loss_nats/python", "loss_nats/Cpp", "loss_nats/Fsharp", "loss_nats/a_b_c"}
