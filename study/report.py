@@ -8,6 +8,8 @@ from rich.table import Table
 
 from study.query import Front, Objective, TrialRow
 
+_MANY_PARAMETERS = 10
+
 
 def short(value: object) -> str:
     """A number as people read it: whole ones in full, others to four digits."""
@@ -17,18 +19,29 @@ def short(value: object) -> str:
 
 
 def front_table(front: Front) -> Table:
-    """The front, a row a model: trial and candidate, objectives, parameters."""
+    """The front, a row a model: trial and candidate, objectives, parameters.
+
+    Of many parameters, those that only some rows have share one column.
+    """
     names = parameter_names(front.rows)
-    return _models_table(f"Pareto front of {front.study}", "trial", front.rows, front.objectives, names)
+    are_many = len(names) > _MANY_PARAMETERS
+    own = [name for name in names if are_many and any(name not in row.params for row in front.rows)]
+    shared = [name for name in names if name not in own]
+    return _models_table(f"Pareto front of {front.study}", "trial", front.rows, front.objectives, shared, own)
 
 
 def candidates_table(rows: Sequence[TrialRow], objectives: Sequence[Objective]) -> Table:
     """The candidates of a trial: label, objectives."""
-    return _models_table("candidates", "candidate", rows, objectives, [])
+    return _models_table("candidates", "candidate", rows, objectives)
 
 
 def _models_table(
-    title: str, label: str, rows: Sequence[TrialRow], objectives: Sequence[Objective], parameters: Sequence[str]
+    title: str,
+    label: str,
+    rows: Sequence[TrialRow],
+    objectives: Sequence[Objective],
+    parameters: Sequence[str] = (),
+    own: Sequence[str] = (),
 ) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column(label, justify="right")
@@ -37,9 +50,14 @@ def _models_table(
         table.add_column(f"{objective.metric} {arrow}", justify="right", style="bold", overflow="fold")
     for name in parameters:
         table.add_column(name, justify="right", overflow="fold")
+    if own:
+        table.add_column("of its own", overflow="fold")
     for row in rows:
-        values = (short(row.metrics[objective.metric]) for objective in objectives)
-        table.add_row(row.label, *values, *(short(row.params.get(name, "-")) for name in parameters))
+        values = [short(row.metrics[objective.metric]) for objective in objectives]
+        values += [short(row.params.get(name, "-")) for name in parameters]
+        if own:
+            values.append(", ".join(f"{name} {short(row.params[name])}" for name in own if name in row.params))
+        table.add_row(row.label, *values)
     return table
 
 

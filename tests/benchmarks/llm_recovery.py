@@ -33,7 +33,7 @@ from trainables.llm.pretrained import load_pretrained
 from trainables.llm.surgery import remove
 from trainables.llm.training import Trainer, Training
 from trainables.pruning.scores import SCORES
-from trainables.pruning.selection import choose_kept
+from trainables.pruning.selection import choose_kept, keep_more
 from trainables.pruning.surgery import mask
 from trainables.shared import Shared
 from trainables.storage import Folder
@@ -95,11 +95,15 @@ def build(name: str, options: argparse.Namespace) -> nn.Module:
 
 
 def make_arm(name: str, model: nn.Module, options: argparse.Namespace, sparsity: float) -> Arm:
-    """Mask or cut a copy of a model; neurons are chosen at random, so that all blocks keep about as many."""
+    """Mask or cut a copy of a model; neurons are chosen at random, so that all blocks keep about as many, rounded up."""
     model, anatomy, device = copy.deepcopy(model), dissect(model, verify=False), torch.device(options.device)
     tensors = dict(model.named_parameters())
     layers = neurons(anatomy, tensors)
-    keep = choose_kept(SCORES["random"](tensors, layers, [], torch.Generator().manual_seed(0)), sparsity)
+    scores = SCORES["random"](tensors, layers, [], torch.Generator().manual_seed(0))
+    keep = [
+        keep_more(score_H, keep_H, min(len(keep_H), -(-int(keep_H.sum()) // options.multiple) * options.multiple))
+        for score_H, keep_H in zip(scores, choose_kept(scores, sparsity), strict=True)
+    ]
     if name == "cut":
         remove(model, anatomy, layers, keep)
     model.to(device)
@@ -203,6 +207,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--micro", type=int, help="sequences of one pass; by default all")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.8, 0.9], help="shares of the neurons that go")
+    parser.add_argument("--multiple", type=int, default=8, help="of which a block keeps neurons: products of others are slower")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=1, help="of each arm in a round")
     parser.add_argument("--cpu-time", action="store_true", help="count the CPU's seconds, for a busy host; with --threads 1")

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from trainables.charts import PALETTE, Chart, Panel, Series
 from trainables.llm.narrowing_config import NarrowingConfig
 
+_MOST_TICKS = 16
+
 
 def draw_losses(config: NarrowingConfig, domains: Sequence[str], history: Sequence[Sequence[float]]) -> Chart:
     """The held-out loss of every domain over the tokens that were spent.
@@ -38,7 +40,9 @@ def draw_neurons(config: NarrowingConfig, neurons: Sequence[int]) -> Chart:
     """
     blocks = tuple(float(block) for block in range(len(neurons)))
     series = Series(label="neurons", x=blocks, y=tuple(map(float, neurons)), color=PALETTE[0])
-    panel = Panel(title="", x_label="block, from the first", y_label="neurons kept", series=(series,))
+    every = -(-len(neurons) // _MOST_TICKS)
+    ticks = tuple((block, f"{block:.0f}") for block in blocks[::every])
+    panel = Panel(title="", x_label="block, from the first", y_label="neurons kept", series=(series,), x_ticks=ticks)
     return Chart(name="neurons", title=_title(config), panels=(panel,))
 
 
