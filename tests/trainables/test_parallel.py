@@ -238,6 +238,7 @@ def test_a_world_without_ranks_is_refused():
 
 @pytest.mark.parametrize("error", [LostRankError("gone"), torch.AcceleratorError("gone")])
 def test_a_study_takes_a_lost_rank_or_device_for_a_lost_worker_and_tries_again(error):
+    pytest.importorskip("ray")
     from ray import cloudpickle
     from ray.exceptions import RayTaskError
 

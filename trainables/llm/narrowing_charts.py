@@ -40,7 +40,7 @@ def draw_neurons(config: NarrowingConfig, neurons: Sequence[int]) -> Chart:
     """
     blocks = tuple(float(block) for block in range(len(neurons)))
     series = Series(label="neurons", x=blocks, y=tuple(map(float, neurons)), color=PALETTE[0])
-    every = -(-len(neurons) // _MOST_TICKS)
+    every = max(1, -(-len(neurons) // _MOST_TICKS))
     ticks = tuple((block, f"{block:.0f}") for block in blocks[::every])
     panel = Panel(title="", x_label="block, from the first", y_label="neurons kept", series=(series,), x_ticks=ticks)
     return Chart(name="neurons", title=_title(config), panels=(panel,))

@@ -94,9 +94,10 @@ def check_source(source: Source) -> None:
     if source.kind == "hub":
         _hub_library(source)
     elif source.kind == "parquet":
+        paths = _find(source.where)
         from pyarrow import parquet
 
-        for path in _find(source.where):
+        for path in paths:
             _require_columns(source, parquet.read_schema(path).names, str(path))
     elif source.kind != "installed":
         _find(source.where)

@@ -17,7 +17,8 @@ SIZE = 2
 def ranks(tmp_path_factory):
     """What two processes have left that train together, on CPU."""
     folder, script = tmp_path_factory.mktemp("ranks"), Path(__file__).with_name("training_of_ranks.py")
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    # the package need not be installed: pytest alone may know where it is
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     processes = [
         subprocess.Popen(
             [sys.executable, script, str(number), str(SIZE), folder], env=environment, stderr=subprocess.PIPE, text=True
