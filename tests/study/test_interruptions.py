@@ -66,6 +66,7 @@ def test_ctrl_c_keeps_what_is_done_and_resume_does_the_rest(home, desk):
     assert log.count("counted to 1\n") == 1
 
 
+@pytest.mark.slow
 def test_a_time_budget_stops_a_study_that_can_go_on(home, desk):
     result = commands.run("launch", "user_space:slow", "--name", "s2", "--trials", "4", "--time-budget", "6", home=home, cwd=desk)
     assert result.returncode == 0, result.stderr

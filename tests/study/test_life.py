@@ -92,6 +92,18 @@ def test_whoever_asks_ends_the_run_at_once():
     assert not stopper.time_is_up
 
 
+def test_time_that_is_up_ends_the_run_and_is_told_from_an_interruption():
+    class Searcher:
+        interrupted = False
+
+    searcher = Searcher()
+    assert not StopWhenAsked(searcher, 100.0, lambda: False).stop_all()
+    stopper = StopWhenAsked(searcher, 0.0, lambda: False)
+    assert stopper.stop_all()
+    assert stopper.time_is_up
+    assert searcher.interrupted
+
+
 def test_an_extension_is_of_more_trials_than_before(folder):
     check_extension("s", 100)
     with pytest.raises(UserError, match=r"more than the \d+ trials of 's', but got 2; use --trials \d+, or `study resume s`"):

@@ -27,7 +27,11 @@ TINY = ("launch", "cmsp_curriculum:tiny")
         ((*TINY, "--name", "s", "--address", "127.0.0.1:1"), "a Ray cluster must answer at --address"),
         ((*TINY, "--name", "s", "--address", "ray://127.0.0.1:10001"), "a cluster's address must be host:port"),
         ((*TINY, "--name", "s", "--storage", "/proc/nowhere"), "the storage must be a folder or URI that can be written"),
-        ((*TINY, "--name", "s", "--tracking-uri", "http://127.0.0.1:1"), "the tracking URI must name an MLflow server"),
+        pytest.param(
+            (*TINY, "--name", "s", "--tracking-uri", "http://127.0.0.1:1"),
+            "the tracking URI must name an MLflow server",
+            marks=pytest.mark.slow,  # MLflow tries for ten seconds
+        ),
         (("resume", "nope"), "there is no 'nope'"),
         (("status", "nope"), "there is no 'nope'"),
         (("pareto", "nope"), "there is no 'nope'"),

