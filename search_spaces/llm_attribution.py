@@ -6,6 +6,7 @@ The model and the corpus are made once a study, by the trial that needs them fir
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from search_spaces.llm_narrowing import GITHUB_CODE, LLAMA
 from search_spaces.space import StudySpace
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ _OBJECTIVES = ("r_log_neurons", "r_log_residual", "score_tokens")
 _SCORES = ("attribution", "abs_gradient_attribution", "activation_attribution", "sample_activation_attribution", "weight_norm")
 _BY_BATCH = ("abs_gradient_attribution", "activation_attribution")
 """Scores that take an absolute value a batch, so that the size of a batch matters."""
-_LLAMA = "NousResearch/Llama-3.2-1B"
-_CODE = {"kind": "hub", "where": "codeparrot/github-code", "text_column": "code", "domain_column": "language"}
 
 
 def tiny() -> StudySpace:
@@ -53,14 +52,14 @@ def cpu() -> StudySpace:
     return _space(fixed, windows=(1, 128), lengths=(32, 128), num_trials=24, first_trials=_first_trials(8, 128))
 
 
-def paper(pretrained: str = _LLAMA) -> StudySpace:
+def paper(pretrained: str = LLAMA) -> StudySpace:
     """The paper's model, sample and text (Fig 11: 500 neurons, all dimensions, 8 x 1024 tokens); one GPU a trial.
 
     Args:
         pretrained: the model, a folder or a name on the hub.
     """
     fixed = {
-        "corpus": {"sources": [_CODE], "domains": ["Python"], "domain_bytes": 100_000_000},
+        "corpus": {"sources": [GITHUB_CODE], "domains": ["Python"], "domain_bytes": 100_000_000},
         "base": {"pretrained": pretrained},
         "kept_domain": "Python",
         "ablation_windows": 8,

@@ -18,8 +18,10 @@ _LOG_SCALE = ("parameters_kept", "tokens_spent")
 _METHODS = ("group_lasso", "attribution", "weight_norm", "random", "distillation", "from_scratch")
 _SCORES = ("attribution", "sample_activation_attribution")
 _STUDENTS = ("distillation", "from_scratch")
-_LLAMA = "NousResearch/Llama-3.2-1B"
-_CODE = {"kind": "hub", "where": "codeparrot/github-code", "text_column": "code", "domain_column": "language"}
+LLAMA = "NousResearch/Llama-3.2-1B"
+"""The paper's model, on the hub."""
+GITHUB_CODE = {"kind": "hub", "where": "codeparrot/github-code", "text_column": "code", "domain_column": "language"}
+"""The paper's text."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +93,7 @@ def cpu(pretrained: str = "") -> StudySpace:
     return _space(scale, num_trials=24, first_trials=_first_trials(scale, shared, own))
 
 
-def paper(pretrained: str = _LLAMA) -> StudySpace:
+def paper(pretrained: str = LLAMA) -> StudySpace:
     """The paper's model, text, sizes and lengths (Figs 5, 6, 12 and 13), the sweep the same for all methods; one GPU a trial.
 
     Args:
@@ -99,7 +101,7 @@ def paper(pretrained: str = _LLAMA) -> StudySpace:
     """
     training = {"batch_size": 64, "micro_batch_size": 8, "length": 1024}
     fixed = {
-        "corpus": {"sources": [_CODE], "domains": ["Python", "C++", "Markdown"], "domain_bytes": 1_000_000_000},
+        "corpus": {"sources": [GITHUB_CODE], "domains": ["Python", "C++", "Markdown"], "domain_bytes": 1_000_000_000},
         "base": {"pretrained": pretrained},
         "kept_domain": "Python",
         "relearning": {"updates": 200, "warmup": 20, **training},

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_attempt import run
 from torch import distributed
 
 from trainables import parallel
@@ -32,13 +33,6 @@ def assign(folder, *, experiment="parallel_regression:Regression", attempt=1, nu
         experiment=experiment, config=config, trial=3, attempt=attempt, study_folder=str(folder), folder=str(folder),
         num_cpus=2, num_gpus=num_gpus, import_paths=[str(HERE)],
     )  # fmt: skip
-
-
-def run(attempt):
-    reports = [attempt.advance()]
-    while not reports[-1].finished and reports[-1].failure is None:
-        reports.append(attempt.advance())
-    return reports
 
 
 def losses(reports):

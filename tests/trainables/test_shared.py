@@ -6,20 +6,10 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from shared_things import CPU, bucket_in, disk_in, files, path_of, recipe, unmade, value_of
+from shared_things import CPU, files, path_of, recipe, unmade, value_of
 
 from trainables.shared import Recipe, Shared
 from trainables.storage import Folder, StorageError
-
-
-@pytest.fixture
-def disk(tmp_path):
-    return disk_in(tmp_path)
-
-
-@pytest.fixture
-def bucket(tmp_path):
-    return bucket_in(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["disk", "bucket"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from shared_things import CPU, bucket_in, disk_in, files, path_of, recipe, unmade, value_of
+from shared_things import CPU, files, path_of, recipe, unmade, value_of
 
 from trainables.shared import Shared
 from trainables.storage import Folder, StorageError
@@ -47,16 +47,6 @@ def work(tmp_path):
     path = tmp_path / "work"
     path.mkdir()
     return path
-
-
-@pytest.fixture
-def disk(tmp_path):
-    return disk_in(tmp_path)
-
-
-@pytest.fixture
-def bucket(tmp_path):
-    return bucket_in(tmp_path)
 
 
 def hidden(folder):

@@ -7,19 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from shared_things import CPU, bucket_in, disk_in, files, recipe, value_of
+from shared_things import CPU, files, recipe, value_of
 
 from trainables.shared import Recipe, Shared, make_alone
-
-
-@pytest.fixture
-def disk(tmp_path):
-    return disk_in(tmp_path)
-
-
-@pytest.fixture
-def bucket(tmp_path):
-    return bucket_in(tmp_path)
 
 
 def base_of(*corpora, seed=0, makes=None):

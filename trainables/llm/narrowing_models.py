@@ -18,6 +18,7 @@ from trainables.llm.narrowing_config import Method, NarrowingConfig
 from trainables.llm.sizes import fitting_config
 from trainables.llm.stock import next_stock_width
 from trainables.llm.surgery import remove
+from trainables.llm.training_ranks import num_ranks
 from trainables.pruning.scores import SCORES
 from trainables.pruning.selection import choose_kept, keep_more, num_removed
 from trainables.pruning.units import Units
@@ -112,7 +113,7 @@ def _losses(model: nn.Module, anatomy: Anatomy, window_WT: Tensor) -> list[NextT
 
 def _agreed(keep: Sequence[Tensor]) -> list[Tensor]:
     """The choice of the first of several processes that train one model; their scores may differ in the last bits."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if num_ranks() == 1:
         return list(keep)
     agreed = []
     for keep_H in keep:

@@ -19,7 +19,7 @@ from trainables.llm.training_config import Training
 from trainables.llm.training_ranks import averaged, mean_of_ranks, num_ranks, own_rows, pausing, rank, require_rows
 from trainables.randomness import stream_key
 
-__all__ = ["Teacher", "Trainer", "Training", "mean_loss_nats", "next_token_logits"]
+__all__ = ["Teacher", "Trainer", "Training", "mean_loss_nats"]
 
 _BETAS = (0.9, 0.95)
 
@@ -125,12 +125,6 @@ class Trainer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.update, self.last_loss_nats = state["update"], state["last_loss_nats"]
         self._optimizer.load_state_dict(state["optimizer"])
-
-
-def next_token_logits(model: nn.Module, token_BT: Tensor) -> Tensor:
-    """What a model says of each token but the first: logits_BTV."""
-    logits_BTV: Tensor = model(token_BT[:, :-1], use_cache=False).logits
-    return logits_BTV
 
 
 @torch.no_grad()
