@@ -45,6 +45,9 @@ def launch(
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
     sampler: Annotated[str, typer.Option(help="tpe, nsga2, random, qmc or gp.")] = "tpe",
     max_concurrent: MaxConcurrent = None,
+    deterministic: Annotated[
+        bool, typer.Option(help="The same trials whichever worker is faster; needs --max-concurrent.", show_default=False)
+    ] = False,
     cpus_per_trial: Annotated[float | None, typer.Option(help="By default what the space says.")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="Fractions share a GPU; by default what the space says.")] = None,
     address: Address = None,
@@ -64,6 +67,7 @@ def launch(
             seed=seed,
             sampler=sampler,
             max_concurrent=max_concurrent,
+            deterministic=deterministic,
             cpus_per_trial=cpus_per_trial,
             gpus_per_trial=gpus_per_trial,
             address=address,

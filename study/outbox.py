@@ -29,7 +29,7 @@ class Event:
 
     Attributes:
         seq: its place in the order of things.
-        kind: session_start, trial_start, measurement, candidate, trial_end, trial_interrupted or session_end.
+        kind: session_start, trial_start, measurement, repeat, candidate, trial_end, trial_interrupted or session_end.
         trial: number, or None where the event concerns the whole study.
         time_ms: when it was put, milliseconds since 1970.
         data: the rest.
@@ -71,6 +71,11 @@ class Outbox:
     def num_pending(self) -> int:
         row = self._connection.execute("SELECT count(*) FROM event WHERE seq > (SELECT seq FROM delivered)").fetchone()
         return int(row[0])
+
+    def repeats(self, trial: int) -> tuple[int, float]:
+        """Steps of a trial that later attempts had to make again, and the seconds that those took."""
+        rows = self._connection.execute("SELECT payload FROM event WHERE key GLOB ?", (f"trial/{trial}/repeat/*",)).fetchall()
+        return len(rows), sum(json.loads(payload)["data"]["seconds"] for (payload,) in rows)
 
     def mark_delivered(self, seq: int) -> None:
         """Everything up to `seq` has reached MLflow."""

@@ -19,6 +19,7 @@ from search_spaces.space import Constraint, StudySpace
 from study.home import StudyFolder, make_wal
 from study.samplers import make_sampler
 from study.spec import StudySpec
+from trainables.failpoints import failpoint
 from trainables.protocol import Failure
 
 _CONFIG = "config"
@@ -100,6 +101,22 @@ class TrialRecord:
             if t.state == TrialState.COMPLETE
         ]
 
+        self._redrawn = {
+            number: self._draw_to_the_end(number) for number in self.unfinished if not self._has_config(trials[number])
+        }
+
+    @staticmethod
+    def _has_config(trial: optuna.trial.FrozenTrial) -> bool:
+        return _CONFIG in trial.user_attrs
+
+    def _draw_to_the_end(self, number: int) -> Draw:
+        """Draw what is missing of a trial whose drawing was cut short, before any other trial's end is told.
+
+        The same seed over the same past draws the same parameters.
+        """
+        self._study.sampler = make_sampler(self._spec.sampler, self._spec.seed, number)
+        return self._hand_out(self._trial(number))
+
     def __len__(self) -> int:
         """Trials drawn so far, whatever became of them."""
         return len(self._trial_ids)
@@ -122,11 +139,9 @@ class TrialRecord:
 
     def draw_again(self, number: int) -> Draw:
         """Hand out a trial that did not end: same number, same config, one attempt more."""
-        # The study may have died while it drew this trial: the same seed over the same past draws the same parameters.
-        self._study.sampler = make_sampler(self._spec.sampler, self._spec.seed, number)
+        if number in self._redrawn:
+            return self._redrawn.pop(number)
         trial = self._trial(number)
-        if _CONFIG not in trial.user_attrs:
-            return self._hand_out(trial)
         attempt = trial.user_attrs[_ATTEMPTS] + 1
         trial.set_user_attr(_ATTEMPTS, attempt)
         return Draw(number, trial.params, json.loads(trial.user_attrs[_CONFIG]), attempt)
@@ -140,6 +155,7 @@ class TrialRecord:
         except Exception as error:  # somebody else's code, which the probes did not catch: this draw fails, others may not
             failure = Failure(cause="invalid_config", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
             return Draw(trial.number, trial.params, {}, 1, failure)
+        failpoint("trial drawn")
         trial.set_user_attr(_ATTEMPTS, 1)
         trial.set_user_attr(_CONFIG, json.dumps(config))
         return Draw(trial.number, trial.params, config, 1)

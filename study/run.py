@@ -75,6 +75,7 @@ def launch(
     seed: int = 0,
     sampler: str = "tpe",
     max_concurrent: int | None = None,
+    deterministic: bool = False,
     cpus_per_trial: float | None = None,
     gpus_per_trial: float | None = None,
     address: str | None = None,
@@ -95,6 +96,8 @@ def launch(
         seed: of the search.
         sampler: one of `study.samplers.SAMPLERS`.
         max_concurrent: trials at once; None for as many as fit.
+        deterministic: draw and tell in one fixed order, whichever of `max_concurrent` workers is faster, so that the same
+            study launched again, or interrupted, comes to the same trials.
         cpus_per_trial, gpus_per_trial: None for what the space says.
         address: of a Ray cluster; None for an embedded one on this machine.
         storage: folder or URI for checkpoints, models and logs; None for the study home.
@@ -107,6 +110,11 @@ def launch(
         UserError: for every mistake that the caller can mend, before any trial is touched.
     """
     _check_numbers(trials=trials, max_concurrent=max_concurrent)
+    if deterministic and max_concurrent is None:
+        raise UserError(
+            "--deterministic needs --max-concurrent, since what a trial can know depends on it, but got none; use "
+            "--max-concurrent 2, or more where more trials fit at once"
+        )
     _check_positive(time_budget=time_budget_s, cpus_per_trial=cpus_per_trial)
     if gpus_per_trial is not None and not 0 <= gpus_per_trial < float("inf"):
         raise UserError(f"--gpus-per-trial must be at least 0, but got {gpus_per_trial:g}; leave it out for the default")
@@ -141,6 +149,7 @@ def launch(
             color_by=study_space.color_by,
             versions=installed_versions(),
             commit=checkout_commit(study_space.suggest),
+            lookahead=max_concurrent if deterministic else None,
         )
         if old:
             refuse_drift(old, spec)
@@ -176,7 +185,8 @@ def resume(
             time_budget_s=time_budget_s,
             seed=old.seed,
             sampler=old.sampler,
-            max_concurrent=max_concurrent,
+            max_concurrent=max_concurrent or old.lookahead,
+            deterministic=old.lookahead is not None,
             cpus_per_trial=old.num_cpus,
             gpus_per_trial=old.num_gpus,
             address=address,
@@ -225,7 +235,8 @@ def _tune(
     from ray import tune
 
     from study.board import Board
-    from study.searcher import LossCallback, StopWhenAsked, StudySearcher
+    from study.searcher import StudySearcher
+    from study.tuner_hooks import LossCallback, StopWhenAsked
     from trainables.ray_trainable import ExperimentTrainable
 
     with Board(spec, record.past, record.num_failed, console) as board, tempfile.TemporaryDirectory() as scratch:

@@ -4,31 +4,25 @@ Tune is the executor and holds no truth: every start is a fresh Tuner whose sear
 earlier session left unfinished, then draws new ones until the budget is drawn.
 """
 
-import pickle
-import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any, Protocol
 
-from ray import exceptions as ray_errors
-from ray import tune
 from ray.tune.search import Searcher
 
 from search_spaces.space import Constraint, choose_representative
 from study.errors import UserError
 from study.outbox import Outbox
 from study.record import Draw, TrialRecord
+from study.retries import EqualBugs, Losses, loss_of
 from study.spec import StudySpec
-from trainables.protocol import Assignment, Failure, FailureCause, Offer, Report
-from trainables.storage import Folder, StorageError
-
-MAX_LOSSES_WITHOUT_PROGRESS = 3
-MAX_BLAMELESS_LOSSES = 20
-MAX_EQUAL_BUGS = 5
-"""So many trials that end by the same bug, before any has finished, end the session: the others would, too."""
+from study.tell_order import TellOrder
+from trainables.failpoints import failpoint
+from trainables.protocol import Assignment, Failure, Measurement, Offer, Report
+from trainables.storage import Folder
 
 
 class Watcher(Protocol):
@@ -80,8 +74,9 @@ class StudySearcher(Searcher):
         self._max_concurrent = max_concurrent
         self._waiting = deque(record.unfinished)
         self._live: dict[str, _Live] = {}
-        self._losses: dict[int, tuple[int, int]] = {}
-        self._bugs = Counter[str]()
+        self._losses, self._bugs = Losses(), EqualBugs(spec.name)
+        num_told = record.num_finished + record.num_failed
+        self._order = TellOrder(spec.lookahead, num_drawn=len(record), num_told=num_told, num_trials=spec.num_trials)
         self.interrupted = False
         self.error: Exception | None = None
 
@@ -90,14 +85,19 @@ class StudySearcher(Searcher):
         nothing_left = not self._waiting and len(self._record) >= self._spec.num_trials
         if self.interrupted or (nothing_left and not self._live):
             return Searcher.FINISHED
-        if nothing_left or len(self._live) >= self._max_concurrent():
+        if nothing_left or len(self._live) >= self._max_concurrent() or not (self._waiting or self._order.may_draw()):
             return None
         with self._ours():
             return self._hand_out(trial_id)
         return Searcher.FINISHED
 
     def _hand_out(self, trial_id: str) -> dict[str, Any] | None:
-        draw = self._record.draw_again(self._waiting.popleft()) if self._waiting else self._record.draw()
+        if self._waiting:
+            draw = self._record.draw_again(self._waiting.popleft())
+        else:
+            draw = self._record.draw()
+            self._order.drawn()
+        failpoint("trial committed")
         self._live[trial_id] = _Live(draw)
         self._outbox.put(
             "trial_start",
@@ -105,6 +105,7 @@ class StudySearcher(Searcher):
             {"params": draw.params, "attempt": draw.attempt, "tags": self._start_tags(draw)},
             trial=draw.number,
         )
+        failpoint("trial noted")
         self._watcher.trial_started(draw)
         if draw.failure is not None:
             self._fail(trial_id, draw.failure)
@@ -167,10 +168,10 @@ class StudySearcher(Searcher):
     def _note(self, trial_id: str, report: Report) -> None:
         live = self._live[trial_id]
         number = live.draw.number
+        if report.attempt != live.draw.attempt:  # of a worker that was given up and lives
+            return
         for measurement in report.measurements:
-            data = {"step": measurement.step, "metrics": measurement.metrics, "progress": measurement.progress}
-            self._outbox.put("measurement", f"trial/{number}/step/{measurement.step}", data, trial=number)
-            live.last_step, live.last_metrics = measurement.step, measurement.metrics
+            self._note_measurement(live, measurement, report)
             for offer in measurement.candidates:
                 self._note_candidate(live, measurement.step, offer)
             self._watcher.trial_measured(number, measurement.progress)
@@ -179,6 +180,15 @@ class StudySearcher(Searcher):
             self._fail(trial_id, report.failure)
         elif report.finished:
             self._finish(trial_id)
+
+    def _note_measurement(self, live: _Live, measurement: Measurement, report: Report) -> None:
+        number, step = live.draw.number, measurement.step
+        data = {"step": step, "metrics": measurement.metrics, "progress": measurement.progress}
+        is_new = self._outbox.put("measurement", f"trial/{number}/step/{step}", data, trial=number)
+        if not is_new and step > report.resumed_step:
+            key = f"trial/{number}/repeat/{live.draw.attempt}/{step}"
+            self._outbox.put("repeat", key, {"seconds": report.seconds}, trial=number)
+        live.last_step, live.last_metrics = step, measurement.metrics
 
     def _note_candidate(self, live: _Live, step: int, offer: Offer) -> None:
         number, candidate = live.draw.number, offer["number"]
@@ -195,7 +205,9 @@ class StudySearcher(Searcher):
         self._end(live.draw, {"state": "finished", "tags": live.worker_tags} | results)
         candidate = self._representative(live)
         metrics = live.last_metrics if candidate is None else live.candidates[candidate]
-        self._record.finish(live.draw.number, metrics, candidate)
+        failpoint("end noted")
+        self._order.end(live.draw.number, partial(self._record.finish, live.draw.number, metrics, candidate))
+        failpoint("trial told")
         self._watcher.trial_finished(live.draw, metrics, candidate)
 
     def _representative(self, live: _Live) -> int | None:
@@ -211,20 +223,15 @@ class StudySearcher(Searcher):
         live = self._live.pop(trial_id)
         why = {"failure.cause": failure.cause, "failure.error": failure.error, "failure.traceback": failure.traceback}
         self._end(live.draw, {"state": "failed", "tags": live.worker_tags | why, "model": None, "charts": None})
-        self._record.fail(live.draw.number, failure)
+        failpoint("end noted")
+        self._order.end(live.draw.number, partial(self._record.fail, live.draw.number, failure))
         self._watcher.trial_failed(live.draw, failure)
         if failure.cause == "bug" and not self._record.num_finished:
-            self._refuse_equal_bugs(failure)
-
-    def _refuse_equal_bugs(self, failure: Failure) -> None:
-        self._bugs[failure.error] += 1
-        if self._bugs[failure.error] == MAX_EQUAL_BUGS:
-            raise UserError(
-                f"a study's first trials must not all end by one bug, but {MAX_EQUAL_BUGS} did ({failure.error}); mend it, "
-                f"then: study resume {self._spec.name}\n{failure.traceback}"
-            )
+            self._bugs.add(failure)
 
     def _end(self, draw: Draw, data: dict[str, Any]) -> None:
+        steps, seconds = self._outbox.repeats(draw.number)
+        data["tags"] |= {"repeated_steps": str(steps), "repeated_seconds": f"{seconds:.3f}"} if steps else {}
         self._outbox.put("trial_end", f"trial/{draw.number}/end/{draw.attempt}", data, trial=draw.number)
 
     def lost(self, trial_id: str, error: Exception) -> None:
@@ -236,16 +243,10 @@ class StudySearcher(Searcher):
     def _lose(self, trial_id: str, error: Exception) -> None:
         live = self._live[trial_id]
         number = live.draw.number
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        summary = lines[-1] if isinstance(error, ray_errors.RayTaskError) else lines[0]
-        failure = Failure(cause=_cause(error), error=summary, traceback=str(error))
-        step, losses = self._losses.get(number, (-1, 0))
-        losses = 1 if live.last_step > step else losses + 1
-        self._losses[number] = (max(step, live.last_step), losses)
-        limit = {"bug": 1, "node_lost": MAX_BLAMELESS_LOSSES, "preempted": MAX_BLAMELESS_LOSSES}
-        if losses >= limit.get(failure.cause, MAX_LOSSES_WITHOUT_PROGRESS):
+        failure = loss_of(error)
+        if self._losses.is_last(number, failure.cause, live.last_step):
             if failure.cause == "storage":
-                raise UserError(summary.partition(": ")[2] or summary)
+                raise UserError(failure.error.partition(": ")[2] or failure.error)
             self._fail(trial_id, failure)
             return
         del self._live[trial_id]
@@ -256,8 +257,8 @@ class StudySearcher(Searcher):
 
     @property
     def num_unfinished(self) -> int:
-        """Trials that are out or wait to go out again."""
-        return len(self._live) + len(self._waiting)
+        """Trials that are out, wait to go out again, or whose end waits for that of an earlier one."""
+        return len(self._live) + len(self._waiting) + self._order.num_waiting
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher into snapshots that nobody here reads: the record is on disk already."""
@@ -268,57 +269,3 @@ class StudySearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore: a resume starts a fresh Tuner."""
-
-
-class LossCallback(tune.Callback):
-    """Tells the searcher why an attempt broke down; Tune's own call to it does not say."""
-
-    def __init__(self, searcher: StudySearcher) -> None:
-        self._searcher = searcher
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        # Tune's own getters look in a copy that it makes later; these are the files it has just written on this machine.
-        pickled, text = trial.pickled_error_file, trial.error_file
-        if pickled and Path(pickled).exists():
-            error = pickle.loads(Path(pickled).read_bytes())
-        else:
-            error = RuntimeError(Path(text).read_text() if text else "Ray gave no reason")
-        self._searcher.lost(trial.trial_id, error)
-
-
-class StopWhenAsked(tune.Stopper):
-    """Ends the run when it was interrupted, somebody asked for it, or its time is up, keeping what is done.
-
-    Args:
-        is_asked: whether somebody did, from another terminal.
-    """
-
-    def __init__(self, searcher: StudySearcher, time_budget_s: float | None, is_asked: Callable[[], bool]) -> None:
-        self._searcher, self._is_asked = searcher, is_asked
-        self._deadline = None if time_budget_s is None else time.monotonic() + time_budget_s
-        self.time_is_up = False
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            self.time_is_up = self._searcher.interrupted = True
-        if self._is_asked():
-            self._searcher.interrupted = True
-        return self._searcher.interrupted
-
-
-def _cause(error: Exception) -> FailureCause:
-    """What ended an attempt, as far as Ray can tell."""
-    if isinstance(error, StorageError):
-        return "storage"
-    if isinstance(error, ray_errors.OutOfMemoryError):
-        return "out_of_memory"
-    if getattr(error, "preempted", False):
-        return "preempted"
-    if isinstance(error, ray_errors.NodeDiedError) or "its node has died" in str(error):
-        return "node_lost"
-    if isinstance(error, ray_errors.RayActorError | ray_errors.WorkerCrashedError):
-        return "worker_lost"
-    return "bug"

@@ -31,6 +31,7 @@ class StudySpec:
         import_paths: folders that the space and its experiment are imported from, beside the installed packages.
         description: what the space does (`study.probe`).
         sampler, seed: of the search.
+        lookahead: of the deterministic mode (`study.tell_order`); None for none.
         num_trials: the budget: finished, stopped and failed trials in all.
         num_cpus, num_gpus: of one trial.
         storage: where checkpoints, models and logs go.
@@ -58,6 +59,7 @@ class StudySpec:
     commit: str | None
     space_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     launched_from: str = "."
+    lookahead: int | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -67,6 +69,8 @@ class StudySpec:
         fields["configs made by fixed draws"] = fields.pop("varied_digest")
         if not fields["representative"]:
             del fields["representative"]  # studies from before there was one keep their hash
+        if self.lookahead is not None:
+            fields["deterministic lookahead"] = self.lookahead
         return fields | {"sampler": self.sampler, "seed": self.seed}
 
     @property

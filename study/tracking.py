@@ -27,6 +27,7 @@ from study.charts import draw_chart
 from study.errors import UserError
 from study.outbox import Event, Outbox
 from trainables.charts import Chart
+from trainables.failpoints import failpoint
 from trainables.storage import Folder
 
 PREFIX = "narrow_study."
@@ -112,6 +113,7 @@ class StudyWriter:
                 if error.error_code != "INVALID_PARAMETER_VALUE":
                     raise
                 logger.error("MLflow will never take %s: %s", events[start], error)  # and what follows must not wait for it
+            failpoint("event delivered", events[start].kind)
             self._outbox.mark_delivered(events[stop - 1].seq)
             start = stop
         return len(events)
@@ -140,6 +142,7 @@ class StudyWriter:
                 tags = event.data["tags"] | ({CHARTS_TAG: ", ".join(charts)} if charts else {})
                 self._client.log_batch(run_id, tags=_tags(tags | {STATE_TAG: event.data["state"]}))
                 status = "FINISHED" if event.data["state"] == "finished" else "FAILED"
+                failpoint("run ending")
                 self._client.set_terminated(run_id, status=status, end_time=event.time_ms)
             case "trial_interrupted":
                 self._client.log_batch(run_id, tags=_tags(event.data["tags"] | {STATE_TAG: "interrupted"}))

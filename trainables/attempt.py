@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from trainables.charts import chart_files
-from trainables.checkpoints import load_checkpoint, save_checkpoint
+from trainables.checkpoints import Checkpoints
 from trainables.experiment import Experiment, check_declared, check_finite, gather_needs, make_experiment
-from trainables.failures import InvalidConfigError, LostRankError, failure_of
+from trainables.failpoints import failpoint
+from trainables.failures import FATAL_TO_THE_WORKER, InvalidConfigError, SupersededError, failure_of
 from trainables.laws import require
 from trainables.model_files import save_model
 from trainables.parallel import World
@@ -51,23 +52,25 @@ class Attempt:
         self.assignment = assignment
         self._world = world or World.of(assignment.num_gpus)
         self._folder = Folder(assignment.folder)
+        self._checkpoints = checkpoints_of(assignment)
         self._experiment: Experiment | None = None
         self._config: Any = None
         self._measurements: list[Measurement] = []
-        self._saved_step = 0
-        self._saved_at = time.monotonic()
+        self._resumed_step = self._saved_step = 0
+        self._saved_at = self._advanced_at = time.monotonic()
         self._save_seconds = 0.0
         self._log = _TrialLog()
 
     def advance(self) -> Report:
         """Make one step, or only report where nothing is left to do; never raises for what the experiment did."""
         num_known = len(self._measurements)
+        self._advanced_at = time.monotonic()
         try:
             with self._log.capture():
                 finished = self._advance()
-        except (torch.AcceleratorError, LostRankError):
+        except FATAL_TO_THE_WORKER:
             self._abandon()
-            raise  # the device, or what runs on others, is in an unknown state: this worker must go
+            raise
         except StorageError:
             self._world.close()
             raise  # no fault of the trial's: it shall be tried again
@@ -85,7 +88,8 @@ class Attempt:
         """Keep the work since the last checkpoint: the attempt ends here, the trial may go on elsewhere."""
         try:
             if self._experiment is not None and self._measurements and self._measurements[-1].step > self._saved_step:
-                self._save()
+                with contextlib.suppress(SupersededError):
+                    self._save()
         finally:
             self._world.close()
 
@@ -109,9 +113,12 @@ class Attempt:
             self._measurements.append(Measurement(step=step, metrics=metrics, progress=progress, candidates=offers))
         finished = progress == 1.0
         if finished:
+            self._checkpoints.refuse_if_superseded()
             self._save_results(experiment)
         if finished or self._checkpoint_is_due():
             self._save()
+        if finished:
+            failpoint("work saved")
         return finished
 
     def _keep_candidates(self, experiment: Experiment) -> list[Offer]:
@@ -157,16 +164,17 @@ class Attempt:
         with storage_errors("the files of a study, seen by every node"):
             Folder(assignment.study_folder).read("study.json")
             self._log.restore(self._folder)
+        self._checkpoints.claim()
         self._world.start()
         blueprint = plan(assignment, self._world.seat)
         self._config = blueprint.config
         experiment = self._world.build(assignment, blueprint.make)
         device = blueprint.device
         logger.info("trial %d, attempt %d, on %s (pid %d), %s", assignment.trial, assignment.attempt, _HOST, os.getpid(), device)
-        state = newest_state(assignment)
+        state = self._checkpoints.load()
         if state is not None:
             self._measurements = [Measurement(**fields) for fields in state["measurements"]]
-            self._saved_step = len(self._measurements)
+            self._resumed_step = self._saved_step = len(self._measurements)
             self._world.load(experiment, state["experiment"], step=self._saved_step)
             logger.info("goes on from its checkpoint after step %d", self._saved_step)
         self._experiment = experiment
@@ -193,8 +201,9 @@ class Attempt:
             "experiment": self._experiment.state_dict(),
             "measurements": [dataclasses.asdict(measurement) for measurement in self._measurements],
         }
+        self._checkpoints.refuse_if_superseded()
         self._write_log()
-        save_checkpoint(self._folder.child("checkpoints"), len(self._measurements), state)
+        self._checkpoints.save(len(self._measurements), state)
         self._saved_step = len(self._measurements)
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - start
@@ -212,6 +221,8 @@ class Attempt:
             failure=failure,
             host=_HOST,
             pid=os.getpid(),
+            resumed_step=self._resumed_step,
+            seconds=time.monotonic() - self._advanced_at,
         )
 
 
@@ -249,9 +260,9 @@ def plan(assignment: Assignment, seat: Seat) -> Blueprint:
     return Blueprint(experiment_class=experiment_class, config=config, device=seat.device, given=given)
 
 
-def newest_state(assignment: Assignment) -> dict[str, Any] | None:
-    """The experiment's state and the measurements until then, from the trial's newest checkpoint; None if there is none."""
-    return load_checkpoint(Folder(assignment.folder).child("checkpoints"))
+def checkpoints_of(assignment: Assignment) -> Checkpoints:
+    """The checkpoints of its trial: states of the experiment, each with the measurements until then."""
+    return Checkpoints(Folder(assignment.folder).child("checkpoints"), assignment.attempt)
 
 
 class _TrialLog(logging.Handler):

@@ -18,6 +18,10 @@ class LostRankError(RuntimeError):
     """A process that trains with this one died or fell silent: no fault of the trial's, but this worker must go."""
 
 
+class SupersededError(RuntimeError):
+    """Another attempt has the trial: this one may write nothing more, and its worker must go."""
+
+
 class RankError(Exception):
     """Another process that trains with this one failed: its trial is over.
 
@@ -28,6 +32,10 @@ class RankError(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.error)
         self.failure = failure
+
+
+FATAL_TO_THE_WORKER = (torch.AcceleratorError, LostRankError, SupersededError)
+"""After one of these a worker is in no state to go on."""
 
 
 def failure_of(error: Exception) -> Failure:
@@ -47,7 +55,7 @@ def _cause(error: Exception) -> FailureCause:
         return "out_of_memory"
     if isinstance(error, StorageError):
         return "storage"
-    if isinstance(error, torch.AcceleratorError | LostRankError):
+    if isinstance(error, FATAL_TO_THE_WORKER):
         return "worker_lost"
     return "bug"
 

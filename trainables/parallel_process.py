@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import distributed
 
-from trainables.attempt import Blueprint, newest_state, plan
+from trainables.attempt import Blueprint, checkpoints_of, plan
 from trainables.experiment import Experiment
 from trainables.failures import failure_of, may_be_an_echo
 from trainables.parallel_seat import Seat
@@ -48,7 +48,7 @@ class Rank:
 
     def load(self, step: int) -> None:
         """Go back to the state that rank 0 goes back to."""
-        state = newest_state(self._assignment)
+        state = checkpoints_of(self._assignment).load()
         found = None if state is None else len(state["measurements"])
         if state is None or found != step:
             raise StorageError(

@@ -80,6 +80,8 @@ class Report:
         finished: nothing is left to do, and the model is in the trial's folder.
         failure: the trial is over without a result.
         host, pid: the worker's.
+        resumed_step: the step of the checkpoint that the attempt went on from, 0 without one.
+        seconds: what the request took, the step and all that was written.
     """
 
     trial: int
@@ -89,6 +91,8 @@ class Report:
     failure: Failure | None
     host: str
     pid: int
+    resumed_step: int = 0
+    seconds: float = 0.0
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

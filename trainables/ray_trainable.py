@@ -3,18 +3,17 @@
 import contextlib
 from typing import Any
 
-import torch
 from ray import tune
 from ray.exceptions import WorkerCrashedError
 
 from trainables.attempt import Attempt
-from trainables.failures import LostRankError
+from trainables.failures import FATAL_TO_THE_WORKER
 from trainables.protocol import Assignment
 from trainables.storage import StorageError
 
 
 class LostWorkerError(WorkerCrashedError):
-    """This worker's device, or another process that it trains with, is lost, and the worker with it.
+    """This worker's device, another process that it trains with, or its trial is lost, and the worker with it.
 
     It is one of Ray's own, so that a study takes it for what it is and tries the trial again in another worker.
     """
@@ -42,7 +41,7 @@ class ExperimentTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         try:
             report = self._attempt.advance()
-        except (torch.AcceleratorError, LostRankError) as error:
+        except FATAL_TO_THE_WORKER as error:
             raise LostWorkerError(str(error)) from error
         return {"report": report.to_json(), "done": report.finished or report.failure is not None}
 

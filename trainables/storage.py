@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from trainables.failpoints import failpoint
+
 
 class StorageError(OSError):
     """The storage failed, not the experiment: the trial is sound and may go on when the storage does."""
@@ -61,6 +63,7 @@ class Folder:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            failpoint("file written", name)
             partial.rename(path)
         except BaseException:
             with contextlib.suppress(OSError):

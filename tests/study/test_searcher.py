@@ -64,9 +64,9 @@ STEPS = [
 ]
 
 
-def report(trial, measurements, *, finished, failure=None):
+def report(trial, measurements, *, finished, failure=None, attempt=1, **fields):
     """What Tune hands on."""
-    fields = {"attempt": 1, "failure": failure, "host": "h", "pid": 1}
+    fields |= {"attempt": attempt, "failure": failure, "host": "h", "pid": 1}
     return {"report": Report(trial=trial, measurements=measurements, finished=finished, **fields).to_json()}
 
 
@@ -127,10 +127,33 @@ def test_a_trial_that_is_handed_out_again_after_its_last_step_tells_nothing_twic
     assert before == [f"trial/0/candidate/{number}" for number in range(3)]
     again, watcher, _ = session()
     again.suggest("t")
-    again.on_trial_complete("t", report(0, STEPS, finished=True))
+    again.on_trial_complete("t", report(0, STEPS, finished=True, attempt=2, resumed_step=2))
     assert events("candidate") == before
     assert events("step") == ["trial/0/step/1", "trial/0/step/2"]
     assert watcher.finished == [(0, CURVE[1]["metrics"], 1)]
+
+
+def test_what_a_worker_says_that_was_given_up_is_not_heard(session):
+    session()[0].suggest("t")
+    again, watcher, _ = session()
+    again.suggest("t")
+    again.on_trial_complete("t", report(0, STEPS, finished=True, attempt=1))
+    assert events("step") == []
+    assert watcher.finished == []
+
+
+def test_steps_that_are_made_again_are_counted_with_their_seconds(session):
+    first, *_ = session()
+    first.suggest("t")
+    first.on_trial_result("t", report(0, STEPS[:1], finished=False))
+    again, *_ = session()
+    again.suggest("t")
+    again.on_trial_result("t", report(0, STEPS[:1], finished=False, attempt=2, seconds=1.5))
+    again.on_trial_complete("t", report(0, STEPS[1:], finished=True, attempt=2, seconds=4.0))
+    box = Outbox(Home().study("s").outbox_file)
+    ends = [event.data["tags"] for event in box.pending(100) if event.kind == "trial_end"]
+    box.close()
+    assert ends == [{"hostname": "h", "pid": "1", "repeated_steps": "1", "repeated_seconds": "1.500"}]
 
 
 def fail(searcher, trial, error, cause="bug"):

@@ -4,7 +4,8 @@ import pickle
 import pytest
 import torch
 
-from trainables.checkpoints import load_checkpoint, save_checkpoint
+from trainables.checkpoints import Checkpoints
+from trainables.failures import SupersededError
 from trainables.storage import Folder
 
 
@@ -18,10 +19,10 @@ def state(value):
 
 
 def test_the_newest_comes_back_and_two_are_kept(folder):
-    assert load_checkpoint(folder) is None
+    assert Checkpoints(folder, 1).load() is None
     for step in range(1, 12):
-        save_checkpoint(folder, step, state(step))
-    loaded = load_checkpoint(folder)
+        Checkpoints(folder, 1).save(step, state(step))
+    loaded = Checkpoints(folder, 1).load()
     assert loaded["value"] == 11
     assert torch.equal(loaded["tensor"], torch.full((3,), 11.0))
     assert len(folder.names()) == 2
@@ -29,25 +30,61 @@ def test_the_newest_comes_back_and_two_are_kept(folder):
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: data[:100] + b"!" + data[101:], lambda data: b""])
 def test_a_damaged_newest_falls_back_to_the_one_before_with_a_word_about_it(folder, caplog, damage):
-    save_checkpoint(folder, 1, state(1))
-    save_checkpoint(folder, 2, state(2))
+    Checkpoints(folder, 1).save(1, state(1))
+    Checkpoints(folder, 1).save(2, state(2))
     newest = folder.names()[-1]
     folder.write(newest, damage(folder.read(newest)))
     with caplog.at_level(logging.WARNING):
-        assert load_checkpoint(folder)["value"] == 1
+        assert Checkpoints(folder, 1).load()["value"] == 1
     assert "is damaged; going back to the one before" in caplog.text
 
 
 def test_other_files_are_no_checkpoints(folder):
     folder.write("notes.txt", b"x")
-    assert load_checkpoint(folder) is None
+    assert Checkpoints(folder, 1).load() is None
 
 
 def test_nothing_but_tensors_and_plain_values_is_unpickled(folder):
-    save_checkpoint(folder, 1, {"bad": Evil()})
+    Checkpoints(folder, 1).save(1, {"bad": Evil()})
     with pytest.raises(pickle.UnpicklingError):
-        load_checkpoint(folder)
+        Checkpoints(folder, 1).load()
 
 
 class Evil:
     """Somebody else's class: unpickling it would run its code."""
+
+
+def test_what_an_older_attempt_writes_after_a_younger_one_took_over_is_never_loaded(folder, monkeypatch):
+    older, younger = Checkpoints(folder, 1), Checkpoints(folder, 2)
+    older.save(1, state(1))
+    with monkeypatch.context() as patch:  # it looks before the claim is there and writes after it
+        looked = older._look()
+        patch.setattr(older, "_look", lambda: looked)
+        younger.claim()
+        older.save(5, state(5))
+    assert younger.load()["value"] == 1
+    younger.save(2, state(2))
+    assert Checkpoints(folder, 3).load()["value"] == 2
+    assert len([name for name in folder.names() if name.endswith(".pt")]) == 2
+
+
+def test_an_older_attempt_can_neither_write_nor_read_nor_claim(folder):
+    older = Checkpoints(folder, 1)
+    older.save(1, state(1))
+    Checkpoints(folder, 3).claim()
+    before = folder.names()
+    for act in (older.claim, older.refuse_if_superseded, older.load, lambda: older.save(2, state(2))):
+        with pytest.raises(SupersededError, match="attempt 3 took over from attempt 1"):
+            act()
+    assert folder.names() == before
+
+
+def test_an_attempt_that_died_before_it_claimed_shuts_nobody_out(folder):
+    Checkpoints(folder, 1).save(1, state(1))
+    second = Checkpoints(folder, 2)
+    second.claim()
+    second.save(2, state(2))
+    fourth = Checkpoints(folder, 4)  # the third was handed out and never began
+    fourth.claim()
+    assert fourth.load()["value"] == 2
+    assert [name for name in folder.names() if name.endswith(".json")] == ["attempt-0004.json"]

@@ -15,7 +15,7 @@ from torch import distributed
 
 from trainables import parallel
 from trainables.attempt import Attempt
-from trainables.checkpoints import load_checkpoint
+from trainables.checkpoints import Checkpoints
 from trainables.failures import LostRankError, RankError, failure_of
 from trainables.parallel import World
 from trainables.parallel_followers import RankFailure
@@ -44,7 +44,7 @@ def pair(**changes):
 
 
 def num_steps_kept(folder):
-    state = load_checkpoint(Folder(folder / "checkpoints"))
+    state = Checkpoints(Folder(folder / "checkpoints"), 99).load()
     return state and state["experiment"]["steps"]
 
 
