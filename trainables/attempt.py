@@ -31,6 +31,8 @@ from trainables.registry import load_experiment
 from trainables.shared import Shared
 from trainables.storage import Folder, StorageError, storage_errors
 
+CHECKPOINT_INTERVAL = "NARROW_STUDY_CHECKPOINT_S"
+"""Environment variable: seconds that must pass between two checkpoints, if not these."""
 MIN_SECONDS_BETWEEN_CHECKPOINTS = 5.0
 MAX_CHECKPOINT_SHARE = 0.05
 LOG_FILE = "log.txt"
@@ -191,7 +193,8 @@ class Attempt:
         return progress
 
     def _checkpoint_is_due(self) -> bool:
-        wait = max(MIN_SECONDS_BETWEEN_CHECKPOINTS, self._save_seconds / MAX_CHECKPOINT_SHARE)
+        least = float(os.environ.get(CHECKPOINT_INTERVAL, MIN_SECONDS_BETWEEN_CHECKPOINTS))
+        wait = max(least, self._save_seconds / MAX_CHECKPOINT_SHARE)
         return time.monotonic() - self._saved_at >= wait
 
     def _save(self) -> None:

@@ -1,0 +1,124 @@
+"""Kill a small study again and again, and see whether it comes to what it comes to when it is left in peace."""
+
+import contextlib
+import json
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from study.chaos_faults import draw_faults
+from study.chaos_patient import Patient, StuckError
+from study.chaos_sheet import Check, compare, look_at
+from study.errors import UserError
+
+_ORPHANS_S = 60.0
+"""How long what a SIGKILL has orphaned may take to notice and end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChaosReport:
+    """How it went.
+
+    Attributes:
+        faults: what happened, in order.
+        checks: of the study that was killed, beside the one in peace.
+        num_launches: of the study that was killed.
+        seconds: of wall time, for both.
+        folder: where they lie; None if they are removed.
+    """
+
+    faults: list[str]
+    checks: list[Check]
+    num_launches: int
+    seconds: float
+    folder: str | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check holds."""
+        return all(check.holds for check in self.checks)
+
+
+def run_chaos(
+    command: Sequence[str],
+    *,
+    num_trials: int,
+    kills: int,
+    seed: int,
+    keep: bool = False,
+    say: Callable[[str], None] = print,
+) -> ChaosReport:
+    """Run a study in peace, then the same one under a schedule of faults, and compare.
+
+    Args:
+        command: of `study launch`: the space and options, but for the name. One trial at a time, or the deterministic mode:
+            else the two may differ for good reasons.
+        num_trials: that the command asks for.
+        kills: faults.
+        seed: of the schedule; that of the study is in the command.
+        keep: leave both studies on disk even if all is well.
+        say: told what happens, a line at a time.
+
+    Raises:
+        UserError: if the study does not even run in peace.
+    """
+    begin = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="study-chaos-"))
+    try:
+        say("a study in peace, to compare with")
+        peace, span_s = _run_in_peace(folder / "peace", command, num_trials)
+        with contextlib.closing(Patient(folder / "killed", command, num_trials)) as patient:
+            happened = _torment(patient, kills, seed, span_s, say)
+            num_left_behind = patient.num_left_behind(_ORPHANS_S)
+        checks = compare(look_at(peace.study, peace.storage), look_at(patient.study, patient.storage))
+    except BaseException:
+        say(f"both studies are in {folder}")
+        raise
+    checks = [
+        Check("faults that found their occasion", str(kills), str(len(happened))),
+        *checks,
+        Check("launches that ended too early by themselves", "none", "; ".join(patient.surprises) or "none"),
+        Check("processes left behind", "0", str(num_left_behind)),
+    ]
+    keep = keep or not all(check.holds for check in checks)
+    if not keep:
+        shutil.rmtree(folder)
+    return ChaosReport(
+        faults=happened,
+        checks=checks,
+        num_launches=patient.num_launches,
+        seconds=time.monotonic() - begin,
+        folder=str(folder) if keep else None,
+    )
+
+
+def _run_in_peace(folder: Path, command: Sequence[str], num_trials: int) -> tuple[Patient, float]:
+    """The study, and the seconds from its launch to the end of its second trial."""
+    launched_ms = time.time_ns() // 1_000_000
+    with contextlib.closing(Patient(folder, command, num_trials)) as patient:
+        patient.finish()
+    if patient.surprises:
+        raise UserError(f"a study must run in peace before it is killed, but this one ends with {patient.surprises[0]}; mend it")
+    with sqlite3.connect(f"file:{patient.study.outbox_file}?mode=ro", uri=True) as connection:
+        rows = connection.execute("SELECT payload FROM event WHERE key GLOB 'trial/*/end/*' ORDER BY seq LIMIT 2").fetchall()
+    return patient, (json.loads(rows[-1][0])["time_ms"] - launched_ms) / 1000
+
+
+def _torment(patient: Patient, kills: int, seed: int, span_s: float, say: Callable[[str], None]) -> list[str]:
+    """Kill it so many times and let it come to its end; return what happened."""
+    happened = []
+    try:
+        for number, fault in enumerate(draw_faults(kills, seed), start=1):
+            if patient.suffer(fault, span_s):
+                happened.append(str(fault))
+                say(f"kill {number} of {kills}: {fault}; {patient.num_ended} trials have ended")
+            else:
+                say(f"kill {number} of {kills}: {fault}: no occasion, since the study is done")
+        patient.finish()
+    except StuckError as error:
+        patient.surprises.append(str(error))
+    return happened
