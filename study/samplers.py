@@ -51,7 +51,7 @@ class _SeededByName(optuna.samplers.BaseSampler):
 
     def __init__(self, name: str, seed: int, trial: int) -> None:
         self._name, self._seed, self._trial = name, seed, trial
-        self._joint = _optuna_sampler(name, seed, f"{seed}/{trial}")
+        self._joint = _optuna_sampler(name, seed, trial, f"{seed}/{trial}")
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._joint.infer_relative_search_space(study, trial)
@@ -64,7 +64,7 @@ class _SeededByName(optuna.samplers.BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        own = _optuna_sampler(self._name, self._seed, f"{self._seed}/{self._trial}/{param_name}")
+        own = _optuna_sampler(self._name, self._seed, self._trial, f"{self._seed}/{self._trial}/{param_name}")
         return own.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
@@ -74,7 +74,32 @@ class _SeededByName(optuna.samplers.BaseSampler):
         self._joint.after_trial(study, trial, state, values)
 
 
-def _optuna_sampler(name: str, seed: int, key: str) -> optuna.samplers.BaseSampler:
+class _SortedParents(optuna.samplers.NSGAIISampler):
+    """Draws from parents in the order of their numbers.
+
+    Differs: Optuna draws from them as they were selected, until they are written down, and later in this order; so a draw
+    that was cut short came out otherwise.
+    """
+
+    def select_parent(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
+        return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
+
+
+class _PlacedByNumber(optuna.samplers.QMCSampler):
+    """Gives each trial the place in the sequence that its number says.
+
+    Differs: Optuna counts draws in its storage, and a draw that was cut short took two places.
+    """
+
+    def __init__(self, place: int, **options: Any) -> None:
+        super().__init__(**options)
+        self._place = place
+
+    def _find_sample_id(self, study: optuna.Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self._place
+
+
+def _optuna_sampler(name: str, seed: int, trial: int, key: str) -> optuna.samplers.BaseSampler:
     """Optuna's sampler, seeded by a key; only a sequence that spans the study takes the study's seed."""
     own_seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "little")
     with warnings.catch_warnings():
@@ -83,11 +108,12 @@ def _optuna_sampler(name: str, seed: int, key: str) -> optuna.samplers.BaseSampl
             case "tpe":
                 return optuna.samplers.TPESampler(seed=own_seed, multivariate=True, group=True)
             case "nsga2":
-                return optuna.samplers.NSGAIISampler(seed=own_seed)
+                return _SortedParents(seed=own_seed)
             case "random":
                 return optuna.samplers.RandomSampler(seed=own_seed)
-            case "qmc":  # one sequence for the whole study: its place in it is kept in Optuna's storage
-                return optuna.samplers.QMCSampler(
+            case "qmc":  # one sequence for the whole study
+                return _PlacedByNumber(
+                    trial,
                     seed=seed,
                     scramble=True,
                     independent_sampler=optuna.samplers.RandomSampler(seed=own_seed),
