@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from rich.console import Console, Group
@@ -19,6 +19,9 @@ from trainables.protocol import Failure
 
 _MAX_FRONT_ROWS = 12
 
+_Row = tuple[str, dict[str, Any], list[float]]
+"""A model's label, its parameters, its objectives."""
+
 
 class Board:
     """Follows a study; a `study.searcher.Watcher`.
@@ -34,7 +37,9 @@ class Board:
         self._goals = spec.description.objectives
         self._constraints = [Constraint.parse(text) for text in spec.description.constraints]
         self._console = console
-        self._finished = [(model_label(t.number, t.candidate), t.params, t.values) for t in past if t.feasible]
+        self._front: list[_Row] = []
+        self._names: dict[str, None] = {}
+        self._add_to_front([(model_label(t.number, t.candidate), t.params, t.values) for t in past if t.feasible])
         self._num_done = len(past)
         self._num_failed = num_failed
         self._num_stopped = 0
@@ -81,7 +86,7 @@ class Board:
         values = [metrics[name] for name in self._goals]
         broken = [str(c) for c in self._constraints if c.violation(metrics) > 0]
         if not broken:
-            self._finished.append((label, draw.params, values))
+            self._add_to_front([(label, draw.params, values)])
         shown = ", ".join(f"{name} = {value:.6g}" for name, value in zip(self._goals, values, strict=True))
         self._tell(f"trial {label} finished: {shown}" + (f" (infeasible: {', '.join(broken)})" if broken else ""))
 
@@ -123,17 +128,21 @@ class Board:
         self._bar.update(self._task, completed=completed, counts=counts + self._time_left())
         return Group(self._bar, self._front_table())
 
-    def _front_table(self) -> Table:
-        table = Table(title="front so far" if self._finished else "no feasible trial yet", title_justify="left", box=None)
-        names = list(dict.fromkeys(name for _, params, _ in self._finished for name in params))
-        for column in ("trial", *self._goals, *names):
-            table.add_column(column, justify="right", overflow="fold")
-        if self._finished:
+    def _add_to_front(self, rows: Sequence[_Row]) -> None:
+        """Keep what no other model dominates; the front of a front and new rows is the front of all."""
+        self._names |= dict.fromkeys(name for _, params, _ in rows for name in params)
+        rows = [*self._front, *rows]
+        if rows:
             signs = np.array([1.0 if goal == "min" else -1.0 for goal in self._goals.values()])
-            mask = non_dominated(np.array([values for _, _, values in self._finished]) * signs)
-            front = [row for row, kept in zip(self._finished, mask, strict=True) if kept]
-            for label, params, values in sorted(front, key=lambda row: row[2])[:_MAX_FRONT_ROWS]:
-                table.add_row(label, *(f"{v:.6g}" for v in values), *(_short(params.get(name, "-")) for name in names))
+            mask = non_dominated(np.array([values for _, _, values in rows]) * signs)
+            self._front = [row for row, kept in zip(rows, mask, strict=True) if kept]
+
+    def _front_table(self) -> Table:
+        table = Table(title="front so far" if self._front else "no feasible trial yet", title_justify="left", box=None)
+        for column in ("trial", *self._goals, *self._names):
+            table.add_column(column, justify="right", overflow="fold")
+        for label, params, values in sorted(self._front, key=lambda row: row[2])[:_MAX_FRONT_ROWS]:
+            table.add_row(label, *(f"{v:.6g}" for v in values), *(_short(params.get(name, "-")) for name in self._names))
         return table
 
 

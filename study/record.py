@@ -19,6 +19,7 @@ from search_spaces.space import Constraint, StudySpace
 from study.home import StudyFolder, make_wal
 from study.samplers import make_sampler
 from study.spec import StudySpec
+from study.trial_storage import TrialStorage
 from trainables.failpoints import failpoint
 from trainables.protocol import Failure
 
@@ -75,7 +76,7 @@ class TrialRecord:
         self._constraints = [Constraint.parse(text) for text in space.constraints]
         make_wal(folder.optuna_file)
         logging.getLogger("optuna").setLevel(logging.WARNING)
-        storage = optuna.storages.RDBStorage(f"sqlite:///{folder.optuna_file}", engine_kwargs={"connect_args": {"timeout": 60}})
+        storage = TrialStorage(f"sqlite:///{folder.optuna_file}", engine_kwargs={"connect_args": {"timeout": 60}})
         sqlalchemy.event.listen(storage.engine, "connect", _write_without_waiting)
         storage.engine.dispose()
         self._study = optuna.create_study(
@@ -120,6 +121,11 @@ class TrialRecord:
     def __len__(self) -> int:
         """Trials drawn so far, whatever became of them."""
         return len(self._trial_ids)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether nothing was left to do when the record was opened: every trial of the budget is drawn and ended."""
+        return not self.unfinished and len(self) >= self._spec.num_trials
 
     def draw(self) -> Draw:
         """Draw a new trial and commit it."""

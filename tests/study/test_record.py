@@ -1,14 +1,18 @@
 """The record of trials, as a study finds it after every kind of ending."""
 
+import contextlib
 import dataclasses
+import sqlite3
 
 import optuna
 import pytest
+import sqlalchemy
 from test_spec import spec
 
 from search_spaces import cmsp_curriculum
 from study.home import Home
 from study.record import TrialRecord
+from study.trial_storage import TrialStorage
 from trainables.protocol import Failure
 
 METRICS = {"samples_to_convergence": 100.0, "parameters": 5.0, "fraction_converged": 1.0}
@@ -18,11 +22,11 @@ METRICS = {"samples_to_convergence": 100.0, "parameters": 5.0, "fraction_converg
 def open_record(home):
     Home().prepare()
 
-    def open_it(name="s", space=None):
+    def open_it(name="s", space=None, **changes):
         folder = Home().study(name)
         folder.path.mkdir(parents=True, exist_ok=True)
         space = space or cmsp_curriculum.tiny()
-        return TrialRecord(folder, spec(space, name=name), space)
+        return TrialRecord(folder, spec(space, name=name, **changes), space)
 
     return open_it
 
@@ -105,3 +109,97 @@ def test_the_sampler_is_told_of_constraints(open_record, home):
     record.finish(0, METRICS | {"fraction_converged": 0.25})
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{Home().study('s').optuna_file}")
     assert study.trials[0].constraints == {"fraction_converged >= 0.5": 0.25}
+
+
+def test_a_record_is_spent_when_its_budget_is_drawn_and_every_trial_has_ended(open_record):
+    record = open_record(num_trials=2)
+    assert not record.is_spent
+    record.draw()
+    record.draw()
+    record.finish(0, METRICS)
+    assert not open_record(num_trials=2).is_spent
+    record.fail(1, Failure(cause="diverged", error="x", traceback=""))
+    assert open_record(num_trials=2).is_spent
+    assert not open_record(num_trials=3).is_spent
+
+
+COLUMNS = {
+    "trials": "trial_id, number, study_id, state, datetime_start, datetime_complete",
+    "trial_params": "trial_id, param_name, param_value, distribution_json",
+    "trial_values": "trial_id, objective, value, value_type",
+    "trial_user_attributes": "trial_id, key, value_json",
+    "trial_system_attributes": "trial_id, key, value_json",
+}
+
+
+def copy_the_only_trial(num_copies):
+    """Have the database of study s hold it that many times more."""
+    copies = "WITH RECURSIVE copy (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM copy WHERE n < ?)"
+    with contextlib.closing(sqlite3.connect(Home().study("s").optuna_file)) as connection, connection:
+        for table, columns in COLUMNS.items():
+            shifted = columns.replace("trial_id", "trial_id + n").replace("number", "number + n")
+            connection.execute(f"{copies} INSERT INTO {table} ({columns}) SELECT {shifted} FROM {table}, copy", (num_copies,))
+
+
+@contextlib.contextmanager
+def heard_statements():
+    """What any database is told in this context."""
+    heard = []
+
+    def hear(connection, cursor, statement, *_):
+        heard.append(statement)
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", hear)
+    try:
+        yield heard
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", hear)
+
+
+def test_going_on_reads_finished_trials_in_as_many_statements_however_many_and_writes_nothing_for_them(open_record):
+    record = open_record(sampler="random")
+    record.finish(record.draw().number, METRICS, candidate=4)
+    with heard_statements() as of_one:
+        open_record(sampler="random")
+    copy_the_only_trial(1200)
+    with heard_statements() as of_many:
+        record = open_record(sampler="random")
+    assert (record.num_finished, len(record.past), record.past[-1].candidate) == (1201, 1201, 4)
+    assert of_many == of_one
+    writes = [statement for statement in of_many if not statement.startswith(("SELECT", "PRAGMA"))]
+    assert not any("trial" in statement for statement in writes)
+
+
+def test_a_trial_takes_as_many_statements_however_many_finished_before_it(open_record):
+    space = dataclasses.replace(cmsp_curriculum.tiny(), suggest=lambda trial: {"width": trial.suggest_int("width", 1, 9)})
+
+    def draw_and_end(name):
+        record = open_record(name, space, sampler="random")
+        record.finish(record.draw().number, METRICS)
+        with heard_statements() as heard:
+            record.finish(record.draw().number, METRICS)
+        return heard
+
+    record = open_record("s", space, sampler="random")
+    record.finish(record.draw().number, METRICS)
+    copy_the_only_trial(600)
+    assert draw_and_end("s") == draw_and_end("few")
+
+
+def test_trials_are_read_as_optuna_itself_reads_them(open_record):
+    record = open_record()
+    for _ in range(4):
+        record.draw()
+    record.finish(2, METRICS | {"samples_to_convergence": float("inf")}, candidate=1)
+    record.fail(1, Failure(cause="diverged", error="x", traceback=""))
+    record.finish(0, METRICS)
+    url = f"sqlite:///{Home().study('s').optuna_file}"
+    ours, theirs = TrialStorage(url), optuna.storages.RDBStorage(url)
+    found = ours.get_all_trials(1)
+    assert found == theirs.get_all_trials(1)
+    assert [list(trial.params) for trial in found] == [list(trial.params) for trial in theirs.get_all_trials(1)]
+    assert [trial.values for trial in found] == [[100.0, 5.0], None, [float("inf"), 5.0], None]
+    finished = [optuna.trial.TrialState.COMPLETE]
+    assert ours.get_all_trials(1, states=finished) == [found[0], found[2]]
+    for storage in (ours, theirs):
+        storage.engine.dispose()
