@@ -6,12 +6,13 @@ from study import launch, open_study
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from study.life import fork as fork
     from study.query import open_study as open_study
     from study.run import launch as launch
     from study.run import resume as resume
 
-__all__ = ["launch", "open_study", "resume"]
-_HOMES = {"launch": "study.run", "resume": "study.run", "open_study": "study.query"}
+__all__ = ["fork", "launch", "open_study", "resume"]
+_HOMES = {"fork": "study.life", "launch": "study.run", "resume": "study.run", "open_study": "study.query"}
 
 
 def __getattr__(name: str) -> Any:

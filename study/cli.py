@@ -55,7 +55,7 @@ def status(name: Name, tracking_uri: TrackingUri = None, as_json: AsJson = False
     """Show how far a study is, and every trial with its state."""
     from rich.table import Table
 
-    from study.report import short
+    from study.report import repeated_work, short
 
     study = _open(name, tracking_uri)
     trials = study.trials()
@@ -80,7 +80,8 @@ def status(name: Name, tracking_uri: TrackingUri = None, as_json: AsJson = False
     console = make_console()
     console.print(table)
     shown = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no trials yet"
-    console.print(f"{name} ({study.tags['space']}, {running}): {shown}; budget {study.num_trials} trials", highlight=False)
+    told = "; ".join(filter(None, (shown, f"budget {study.num_trials} trials", repeated_work(trials))))
+    console.print(f"{name} ({study.tags['space']}, {running}): {told}", highlight=False)
     if study.parents:
         console.print(f"forked from {', from '.join(map(str, reversed(study.parents)))}", highlight=False)
     if study.is_running is False and sum(counts.get(state, 0) for state in ("finished", "failed", "stopped")) < study.num_trials:
@@ -137,7 +138,7 @@ def trial(
     as_json: AsJson = False,
 ) -> None:
     """Show one trial: parameters, metrics, candidates, attempts, host, the cause of a failure, its log, its charts."""
-    from study.report import candidates_table, short
+    from study.report import candidates_table, repeated_work, short
 
     study = _open(name, tracking_uri)
     row, candidates = study.trial(number), study.candidates(number)
@@ -153,6 +154,8 @@ def trial(
     console = make_console()
     where = f"{row.attempts} attempt{'s'[: row.attempts > 1]}, on {row.host or 'no host yet'}, run {row.run_id}"
     console.print(f"[bold]{name} trial {number}[/bold]: {row.state}, {where}", highlight=False)
+    if repeated := repeated_work([row]):
+        console.print(repeated, highlight=False)
     for title, values in (("parameters", row.params), ("metrics", row.metrics)):
         console.print(f"[bold]{title}[/bold]")
         for key, value in values.items():
@@ -228,6 +231,8 @@ def _trial_fields(row: "TrialRow") -> dict[str, Any]:
         "params": row.params,
         "metrics": row.metrics,
         "attempts": row.attempts,
+        "repeated_steps": row.repeated_steps,
+        "repeated_seconds": row.repeated_seconds,
         "host": row.host,
         "failure": failure,
         "charts": list(row.charts),

@@ -1,11 +1,18 @@
-"""The life of a study between its launches: stop the one that runs, give one that ended more trials."""
+"""The life of a study between its launches: stop the one that runs, give one that ended more trials, fork one."""
 
+import contextlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
 
 from study.errors import UserError
 from study.home import Home
-from study.spec import StudySpec
+from study.provenance import next_name
+from study.run import Outcome, absolute_storage, launch
+from study.spec import StudySpec, accepted_arguments
 
 _POLL_S = 0.2
 
@@ -51,3 +58,93 @@ def check_extension(name: str, trials: int, *, home: str | Path | None = None) -
             f"an extension must be of more than the {spec.num_trials} trials of {name!r}, but got {trials}; "
             f"use --trials {2 * spec.num_trials}, or `study resume {name}` for those that are left"
         )
+
+
+def fork(
+    name: str,
+    new: str,
+    *,
+    space: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    trials: int | None = None,
+    time_budget_s: float | None = None,
+    seed: int | None = None,
+    sampler: str | None = None,
+    max_concurrent: int | None = None,
+    deterministic: bool | None = None,
+    cpus_per_trial: float | None = None,
+    gpus_per_trial: float | None = None,
+    address: str | None = None,
+    storage: str | None = None,
+    home: str | Path | None = None,
+    modules: str | Path | None = None,
+    console: Console | None = None,
+) -> Outcome:
+    """Begin a study where another's search stands, with something changed, and remember which it came from.
+
+    What is not given is the parent's, its MLflow too; its space is taken as its code is now. The fork has a record of its
+    own and begins with no trials: the parent's are not taken over, and the parent is left as it is. The same call again goes
+    on with the fork.
+
+    Args:
+        name: of the parent, which may be running.
+        new: name of the fork.
+        arguments: merged over the parent's, or over those of them that another `space` takes. Relative paths among them lead
+            from where the parent was launched, as its own do.
+        deterministic: None for what the parent is; its number of trials at once comes with it.
+        modules: folder of the user's own modules, for a `space` that is given; None for the current directory.
+
+    The other arguments as in `study.run.launch`.
+
+    Raises:
+        UserError: if there is no such parent, if `new` is another study already, or for what `launch` refuses.
+    """
+    if new == name:
+        raise UserError(
+            f"a fork must have a name of its own, but got {name!r} for both; try: study fork {name} {next_name(name)}"
+        )
+    studies = Home(home)
+    parent = StudySpec.load(studies.study(name).require().spec_file)
+    studies.study(new)  # its name, before anything slow
+    storage = absolute_storage(storage) if storage else None
+    inherited = parent.space_arguments
+    if space is None:
+        modules = parent.import_paths[0] if parent.import_paths else None
+    else:
+        modules = Path(modules or ".").absolute()
+        inherited = accepted_arguments(space, inherited, folder=modules)
+    if deterministic is None:
+        deterministic = parent.lookahead is not None
+    if deterministic and max_concurrent is None:
+        max_concurrent = parent.lookahead
+    console = console or Console()
+    _say_where_paths_lead(parent, arguments or {}, console)
+    with contextlib.chdir(parent.folder):
+        return launch(
+            space or parent.space,
+            name=new,
+            arguments={**inherited, **(arguments or {})},
+            trials=trials,
+            time_budget_s=time_budget_s,
+            seed=parent.seed if seed is None else seed,
+            sampler=parent.sampler if sampler is None else sampler,
+            max_concurrent=max_concurrent,
+            deterministic=deterministic,
+            cpus_per_trial=cpus_per_trial,
+            gpus_per_trial=gpus_per_trial,
+            address=address,
+            storage=storage,
+            home=studies.path,
+            modules=modules,
+            parent=parent,
+            console=console,
+        )
+
+
+def _say_where_paths_lead(parent: StudySpec, arguments: Mapping[str, Any], console: Console) -> None:
+    folder = Path(parent.folder).absolute()
+    if folder != Path.cwd() and any(isinstance(value, str) for value in arguments.values()):
+        console.print(
+            f"note: a relative path among the arguments leads from {folder}, where {parent.name} was launched",
+            markup=False, highlight=False,
+        )  # fmt: skip

@@ -1,8 +1,13 @@
-"""With what code a study runs, and whether it is still the study that it was."""
+"""With what code a study runs, whether it is still the study that it was, and what a fork of it changes."""
 
+import dataclasses
 import importlib.metadata
 import inspect
+import json
 import platform
+import re
+import shlex
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +15,12 @@ from typing import Any
 
 from study.errors import UserError
 from study.spec import StudySpec
+from trainables.experiment import metric_named
+from trainables.registry import load_experiment
 
 _PACKAGES = ("narrow-study", "torch", "ray", "optuna", "mlflow", "numpy")
+_PARENTS_SHOWN = 32
+"""In MLflow, of a longer line of forks the last: a tag has a longest text."""
 
 
 def refuse_drift(old: StudySpec, new: StudySpec) -> None:
@@ -24,7 +33,7 @@ def refuse_drift(old: StudySpec, new: StudySpec) -> None:
         changes = "; ".join(differences(old.identity, new.identity))
         raise UserError(
             f"a study goes on only as what it was, but {old.name!r} differs now ({changes}); "
-            "launch it under another name, or undo the change"
+            f"fork it: {_fork_command(old, new)}, or undo the change"
         )
     if new.num_trials < old.num_trials:
         raise UserError(
@@ -36,6 +45,57 @@ def refuse_drift(old: StudySpec, new: StudySpec) -> None:
             f"a study's runs stay in one MLflow, {old.tracking_uri} for {old.name!r}, but got {new.tracking_uri}; "
             "leave --tracking-uri out"
         )
+
+
+def refuse_other_parents(old: StudySpec, parent: StudySpec) -> None:
+    """Refuse to go on with a study as a fork of what it was not forked from.
+
+    Raises:
+        UserError: naming what it was forked from.
+    """
+    if [known.study_id for known in old.parents] != [known.study_id for known in parent.as_parents()]:
+        origin = f"forked from {old.parents[-1]}" if old.parents else "no fork"
+        raise UserError(
+            f"a fork's name must be free, but {old.name!r} is {origin} and not of {parent.name!r} as it is; choose another "
+            f"name, or go on with that one: study resume {old.name}"
+        )
+
+
+def next_name(name: str) -> str:
+    """What a fork may be called: l1-2 for l1, l1-3 for l1-2."""
+    match = re.fullmatch(r"(.+)-(\d+)", name)
+    stem, number = (match[1], int(match[2]) + 1) if match else (name, 2)
+    return f"{stem[: 79 - len(str(number))]}-{number}"
+
+
+def _fork_command(old: StudySpec, new: StudySpec) -> str:
+    """The command that runs what was refused as a study of its own."""
+    words = ["study", "fork", old.name, next_name(old.name)]
+    if new.space != old.space:
+        words += ["--space", new.space]
+    for key, value in new.space_arguments.items():
+        if old.space_arguments.get(key) != value:
+            words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    if new.sampler != old.sampler:
+        words += ["--sampler", new.sampler]
+    if new.seed != old.seed:
+        words += ["--seed", str(new.seed)]
+    if new.lookahead != old.lookahead:
+        words += ["--no-deterministic"] if new.lookahead is None else ["--deterministic", "--max-concurrent", str(new.lookahead)]
+    return shlex.join(words)
+
+
+def describe_fork(parent: StudySpec, new: StudySpec) -> str:
+    """What a fork changes: one line each, after one that says what it is."""
+    changes = differences(_all_that_counts(parent), _all_that_counts(new)) or ["nothing but its name"]
+    head = f"{new.name} is forked from {new.parents[-1]} and begins with no trials of its own; what differs:"
+    return "\n  ".join([head, *changes])
+
+
+def _all_that_counts(spec: StudySpec) -> dict[str, Any]:
+    """What a study is, and what else may change its results or its cost."""
+    names = ("space", "space_arguments", "num_trials", "num_cpus", "num_gpus", "storage", "versions", "commit")
+    return spec.identity | {name: getattr(spec, name) for name in names}
 
 
 def describe_changes(old: StudySpec, new: StudySpec) -> str | None:
@@ -84,3 +144,31 @@ def checkout_commit(code: Callable[..., Any]) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip() or None
+
+
+def session_tags(spec: StudySpec) -> dict[str, Any]:
+    """What the parent run says of the study: all that a query needs."""
+    metrics = load_experiment(spec.description.experiment).METRICS
+    objectives = [
+        {"metric": name, "goal": goal, "unit": metric.unit}
+        for name, goal in spec.description.objectives.items()
+        if (metric := metric_named(metrics, name)) is not None
+    ]
+    return {
+        "space": spec.space,
+        "space_arguments": json.dumps(spec.space_arguments),
+        "experiment": spec.description.experiment,
+        "spec_hash": spec.hash,
+        "objectives": objectives,
+        "constraints": list(spec.description.constraints),
+        "parameters": {p.name: p.values for p in spec.description.parameters},
+        "log_scale": spec.log_scale,
+        "color_by": json.dumps(spec.color_by),
+        "num_trials": str(spec.num_trials),
+        "sampler": spec.sampler,
+        "seed": str(spec.seed),
+        "storage": spec.storage,
+        "parents": [dataclasses.asdict(parent) for parent in spec.parents[-_PARENTS_SHOWN:]],
+        "commit": spec.commit or "none",
+        "hostname": socket.gethostname(),
+    } | {f"version.{package}": version for package, version in spec.versions.items()}

@@ -13,7 +13,7 @@ from search_spaces.space import Constraint
 from study.errors import UserError
 from study.home import Home, model_label
 from study.pareto import non_dominated
-from study.spec import StudySpec
+from study.spec import Parent, StudySpec
 
 if TYPE_CHECKING:
     import pandas
@@ -47,6 +47,7 @@ class TrialRow:
         state: of the trial: finished, failed, stopped, running or interrupted.
         metrics: latest values, `progress` among them; of a candidate its own.
         start_ms, end_ms: since 1970; end_ms is None while it runs.
+        repeated_steps, repeated_seconds: work that later attempts did again, in all; counted when the trial ends.
         charts: names of its charts; a trial has them when it is finished.
         candidate: number of the candidate that this is; None for the trial with its own model.
         model_id: of a candidate, MLflow's name for it.
@@ -63,6 +64,8 @@ class TrialRow:
     start_ms: int
     end_ms: int | None
     charts: tuple[str, ...]
+    repeated_steps: int = 0
+    repeated_seconds: float = 0.0
     candidate: int | None = None
     model_id: str | None = None
 
@@ -145,6 +148,11 @@ class Study:
     def num_trials(self) -> int:
         """The budget."""
         return int(self.tags["num_trials"])
+
+    @property
+    def parents(self) -> tuple[Parent, ...]:
+        """The studies that it was forked from, oldest first; of a line of more than 32 the last."""
+        return tuple(Parent(**fields) for fields in json.loads(self.tags.get("parents", "[]")))
 
     def trials(self) -> list[TrialRow]:
         """Every trial, by number."""
@@ -374,4 +382,6 @@ def _row(run: Any, study_is_running: bool | None) -> TrialRow:
         start_ms=run.info.start_time,
         end_ms=run.info.end_time,
         charts=tuple(filter(None, tags.get("charts", "").split(", "))),
+        repeated_steps=int(tags.get("repeated_steps", 0)),
+        repeated_seconds=float(tags.get("repeated_seconds", 0.0)),
     )

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import signal
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,14 +16,22 @@ from rich.console import Console
 from search_spaces.space import StudySpace
 from study.cluster import check_address, concurrency, ray_session
 from study.delivery import Delivery
-from study.errors import UserError
+from study.errors import UserError, disk_errors
 from study.home import Home, StudyFolder
+from study.lease import StorageLease, Tenant
 from study.outbox import Outbox
 from study.probe import check_inputs, describe_space
-from study.provenance import checkout_commit, describe_changes, installed_versions, refuse_drift
+from study.provenance import (
+    checkout_commit,
+    describe_changes,
+    describe_fork,
+    installed_versions,
+    refuse_drift,
+    refuse_other_parents,
+    session_tags,
+)
 from study.samplers import check_sampler
 from study.spec import StudySpec, load_space
-from trainables.experiment import metric_named
 from trainables.registry import load_experiment
 from trainables.storage import Folder
 
@@ -83,6 +90,7 @@ def launch(
     tracking_uri: str | None = None,
     home: str | Path | None = None,
     modules: str | Path | None = None,
+    parent: StudySpec | None = None,
     console: Console | None = None,
 ) -> Outcome:
     """Run a study until its budget of trials is spent; a study of this name that exists goes on.
@@ -104,6 +112,8 @@ def launch(
         tracking_uri: of MLflow; None for the study home's database.
         home: None for `$STUDY_HOME`.
         modules: folder of the user's own modules; None for the current directory.
+        parent: the study that this one is forked from (`study.life.fork`), of which it takes budget, resources and places
+            unless they are given; None for no fork, or one that exists.
         console: where to show progress; None for the terminal.
 
     Raises:
@@ -128,8 +138,11 @@ def launch(
     folder.home.prepare()
     if address is not None:
         check_address(address)
-    with folder.lease():
+    with disk_errors(folder.home.path), folder.lease():
         old = StudySpec.load(folder.spec_file) if folder.exists() else None
+        if old and parent:
+            refuse_other_parents(old, parent)
+        base = old or parent
         spec = StudySpec(
             name=name,
             study_id=folder.study_id(),
@@ -140,23 +153,38 @@ def launch(
             description=description,
             sampler=sampler,
             seed=seed,
-            num_trials=trials or (old or study_space).num_trials,
-            num_cpus=(old or study_space).num_cpus if cpus_per_trial is None else cpus_per_trial,
-            num_gpus=(old or study_space).num_gpus if gpus_per_trial is None else gpus_per_trial,
-            storage=_absolute(storage) if storage else old.storage if old else str(folder.home.path / "storage"),
-            tracking_uri=tracking_uri or (old or folder.home).tracking_uri,
+            num_trials=trials or (base or study_space).num_trials,
+            num_cpus=(base or study_space).num_cpus if cpus_per_trial is None else cpus_per_trial,
+            num_gpus=(base or study_space).num_gpus if gpus_per_trial is None else gpus_per_trial,
+            storage=absolute_storage(storage) if storage else base.storage if base else str(folder.home.path / "storage"),
+            tracking_uri=tracking_uri or (base or folder.home).tracking_uri,
             log_scale=list(study_space.log_scale),
             color_by=study_space.color_by,
             versions=installed_versions(),
             commit=checkout_commit(study_space.suggest),
             lookahead=max_concurrent if deterministic else None,
+            parents=old.parents if old else parent.as_parents() if parent else (),
         )
         if old:
             refuse_drift(old, spec)
             _notify(console, describe_changes(old, spec))
+        elif parent:
+            _notify(console, describe_fork(parent, spec))
         _check_gpus(spec)
         _check_storage(spec)
-        return _run(folder, spec, study_space, address, max_concurrent, time_budget_s, console)
+        with _storage_lease(folder, spec, console):
+            return _run(folder, spec, study_space, address, max_concurrent, time_budget_s, console)
+
+
+def _storage_lease(folder: StudyFolder, spec: StudySpec, console: Console) -> StorageLease:
+    """Say in the storage who runs the study; stop gracefully should another host run it all the same."""
+
+    def stop(other: Tenant) -> None:
+        folder.ask_to_stop()
+        _notify(console, f"stopping: {spec.name} is being run by {other}, too")
+
+    place = Folder(spec.storage).child(spec.name)
+    return StorageLease(place, name=spec.name, study_id=spec.study_id, home=str(folder.home.path), on_lost=stop)
 
 
 def resume(
@@ -174,9 +202,9 @@ def resume(
     Raises:
         UserError: if there is no such study, or its space has changed.
     """
+    home = Home(home).path  # absolute, before the current folder changes
     old = StudySpec.load(Home(home).study(name).require().spec_file)
-    here = old.launched_from if Path(old.launched_from).is_dir() else "."
-    with contextlib.chdir(here):  # so that a relative path among the space's arguments means what it meant
+    with contextlib.chdir(old.folder):  # so that a relative path among the space's arguments means what it meant
         return launch(
             old.space,
             name=name,
@@ -185,7 +213,7 @@ def resume(
             time_budget_s=time_budget_s,
             seed=old.seed,
             sampler=old.sampler,
-            max_concurrent=max_concurrent or old.lookahead,
+            max_concurrent=old.lookahead if max_concurrent is None else max_concurrent,
             deterministic=old.lookahead is not None,
             cpus_per_trial=old.num_cpus,
             gpus_per_trial=old.num_gpus,
@@ -208,16 +236,22 @@ def _run(
     with ExitStack() as stack:
         spec.save(folder.spec_file)
         outbox = stack.enter_context(contextlib.closing(Outbox(folder.outbox_file)))
-        session = outbox.start_session(_session_tags(spec))
+        session = outbox.start_session(session_tags(spec))
         delivery = stack.enter_context(Delivery(folder, outbox, session, console))
         with console.status("starting Ray and MLflow") if console.is_terminal else contextlib.nullcontext():
-            stack.enter_context(ray_session(address))
-            allowed = concurrency(spec.num_cpus, spec.num_gpus, max_concurrent)
-            delivery.require_ready()
-            from study.record import TrialRecord  # Optuna, when everything else stands
+            from study.record import TrialRecord  # Optuna, while the writer imports MLflow
 
-            record = TrialRecord(folder, spec, space)
-        outcome = _tune(folder, spec, record, outbox, allowed, time_budget_s, console)
+            record = TrialRecord(folder, spec, space) if folder.exists() else None
+            if record is None or not record.is_spent:
+                stack.enter_context(ray_session(address))
+                allowed = concurrency(spec.num_cpus, spec.num_gpus, max_concurrent)
+            delivery.require_ready()
+            if record is None:  # when everything else stands: a first launch that fails leaves its name free
+                record = TrialRecord(folder, spec, space)
+        if record.is_spent:  # MLflow hears what it has not, and that is all
+            outcome = _outcome(spec, record)
+        else:
+            outcome = _tune(folder, spec, record, outbox, allowed, time_budget_s, console, is_embedded=address is None)
         delivery.final_status = "FINISHED" if outcome.is_complete else "KILLED"
     return outcome
 
@@ -230,11 +264,14 @@ def _tune(
     allowed: Any,
     time_budget_s: float | None,
     console: Console,
+    *,
+    is_embedded: bool,
 ) -> Outcome:
     """Run a fresh Tuner until the searcher has nothing left to hand out."""
     from ray import tune
 
     from study.board import Board
+    from study.ray_watch import ray_watch
     from study.searcher import StudySearcher
     from study.tuner_hooks import LossCallback, StopWhenAsked
     from trainables.ray_trainable import ExperimentTrainable
@@ -242,30 +279,41 @@ def _tune(
     with Board(spec, record.past, record.num_failed, console) as board, tempfile.TemporaryDirectory() as scratch:
         searcher = StudySearcher(spec, record, outbox, board, max_concurrent=allowed)
         stopper = StopWhenAsked(searcher, time_budget_s, folder.is_asked_to_stop)
-        if searcher.num_unfinished or len(record) < spec.num_trials:
-            with _graceful_interrupt(searcher, console):
-                tune.Tuner(
-                    tune.with_resources(ExperimentTrainable, {"cpu": spec.num_cpus, "gpu": spec.num_gpus}),
-                    tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
-                    run_config=tune.RunConfig(
-                        name="tune",
-                        storage_path=scratch,
-                        verbose=0,
-                        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                        stop=stopper,
-                        callbacks=[LossCallback(searcher)],
-                    ),
-                ).fit()
+        with _graceful_interrupt(searcher, console), ray_watch(searcher, spec.name, console, is_embedded=is_embedded):
+            tune.Tuner(
+                tune.with_resources(ExperimentTrainable, {"cpu": spec.num_cpus, "gpu": spec.num_gpus}),
+                tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=scratch,
+                    verbose=0,
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    stop=stopper,
+                    callbacks=[LossCallback(searcher)],
+                ),
+            ).fit()
         if searcher.error is not None:
             raise searcher.error
+    return _outcome(
+        spec,
+        record,
+        num_unfinished=searcher.num_unfinished,
+        interrupted=searcher.interrupted and not stopper.time_is_up,
+        time_is_up=stopper.time_is_up,
+    )
+
+
+def _outcome(
+    spec: StudySpec, record: "TrialRecord", *, num_unfinished: int = 0, interrupted: bool = False, time_is_up: bool = False
+) -> Outcome:
     return Outcome(
         name=spec.name,
         num_trials=spec.num_trials,
         num_finished=record.num_finished,
         num_failed=record.num_failed,
-        num_unfinished=searcher.num_unfinished,
-        interrupted=searcher.interrupted and not stopper.time_is_up,
-        time_is_up=stopper.time_is_up,
+        num_unfinished=num_unfinished,
+        interrupted=interrupted,
+        time_is_up=time_is_up,
     )
 
 
@@ -321,7 +369,7 @@ def _check_storage(spec: StudySpec) -> None:
     except Exception as error:
         raise UserError(
             f"the storage must be a folder or URI that can be written, but {spec.storage} is not ({error}); "
-            "name another with --storage"
+            "make room there or mend it, or name another with --storage"
         ) from error
     if owner != spec.study_id:
         raise UserError(
@@ -342,33 +390,7 @@ def _check_positive(**numbers: float | None) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be positive, but got {value:g}; leave it out for the default")
 
 
-def _session_tags(spec: StudySpec) -> dict[str, Any]:
-    """What the parent run says of the study: all that a query needs."""
-    metrics = load_experiment(spec.description.experiment).METRICS
-    objectives = [
-        {"metric": name, "goal": goal, "unit": metric.unit}
-        for name, goal in spec.description.objectives.items()
-        if (metric := metric_named(metrics, name)) is not None
-    ]
-    return {
-        "space": spec.space,
-        "space_arguments": json.dumps(spec.space_arguments),
-        "experiment": spec.description.experiment,
-        "spec_hash": spec.hash,
-        "objectives": objectives,
-        "constraints": list(spec.description.constraints),
-        "parameters": {p.name: p.values for p in spec.description.parameters},
-        "log_scale": spec.log_scale,
-        "color_by": json.dumps(spec.color_by),
-        "num_trials": str(spec.num_trials),
-        "sampler": spec.sampler,
-        "seed": str(spec.seed),
-        "storage": spec.storage,
-        "commit": spec.commit or "none",
-        "hostname": socket.gethostname(),
-    } | {f"version.{package}": version for package, version in spec.versions.items()}
-
-
-def _absolute(storage: str) -> str:
+def absolute_storage(storage: str) -> str:
+    """A storage's address that means the same from every folder."""
     storage = storage.removeprefix("file://")
     return storage.rstrip("/") if "://" in storage else str(Path(storage).expanduser().absolute())

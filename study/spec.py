@@ -7,7 +7,7 @@ import inspect
 import json
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +16,23 @@ from search_spaces.space import StudySpace
 from study.errors import UserError
 from study.home import write_whole
 from study.probe import Parameter, SpaceDescription
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Parent:
+    """A study that another was forked from, as it was then.
+
+    Attributes:
+        num_trials: its budget.
+    """
+
+    study: str
+    study_id: str
+    spec_hash: str
+    num_trials: int
+
+    def __str__(self) -> str:
+        return f"{self.study} ({self.spec_hash})"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +56,7 @@ class StudySpec:
         log_scale, color_by: how pictures show the trials.
         versions: of the packages that it was launched with.
         commit: git commit it was launched from, if any.
+        parents: the studies that it was forked from, oldest first.
     """
 
     name: str
@@ -60,10 +78,11 @@ class StudySpec:
     space_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     launched_from: str = "."
     lookahead: int | None = None
+    parents: tuple[Parent, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes it this study and no other: not its name, budget, resources, storage or address."""
+        """What makes it this study and no other: not its name, budget, resources, storage, address or parents."""
         fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self.description)))
         fields["parameters"] = {p["name"]: p["values"] for p in fields["parameters"]}
         fields["configs made by fixed draws"] = fields.pop("varied_digest")
@@ -78,6 +97,16 @@ class StudySpec:
         """Twelve hexadecimal digits of the identity."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:12]
 
+    @property
+    def folder(self) -> str:
+        """Where relative paths among its arguments lead from: where it was launched, while that is there."""
+        return self.launched_from if Path(self.launched_from).is_dir() else "."
+
+    def as_parents(self) -> tuple[Parent, ...]:
+        """The parents of a study that is forked from this one now."""
+        here = Parent(study=self.name, study_id=self.study_id, spec_hash=self.hash, num_trials=self.num_trials)
+        return (*self.parents, here)
+
     def save(self, path: Path) -> None:
         """Write it whole or not at all."""
         write_whole(path, json.dumps(dataclasses.asdict(self), indent=2))
@@ -90,6 +119,7 @@ class StudySpec:
         for key in ("constraints", "first_trials"):
             description[key] = tuple(description[key])
         fields["description"] = SpaceDescription(**description)
+        fields["parents"] = tuple(Parent(**parent) for parent in fields.get("parents", ()))
         return cls(**fields)
 
 
@@ -111,6 +141,21 @@ def load_space(
     Raises:
         UserError: if there is no such space.
     """
+    function, paths, notice = _find_function(reference, folder)
+    space = _call(function, reference, arguments or {})
+    if not isinstance(space, StudySpace):
+        raise UserError(f"{reference} must return a search_spaces.space.StudySpace, but got {space!r}; return one")
+    return space, paths, notice
+
+
+def accepted_arguments(reference: str, arguments: Mapping[str, Any], *, folder: Path | None = None) -> dict[str, Any]:
+    """Those of some arguments that a space's function takes. Otherwise as `load_space`."""
+    known = inspect.signature(_find_function(reference, folder)[0]).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    return {key: value for key, value in arguments.items() if takes_all or key in known}
+
+
+def _find_function(reference: str, folder: Path | None) -> tuple[Callable[..., Any], list[str], str | None]:
     folder = (folder or Path.cwd()).absolute()
     module_name, _, function_name = reference.partition(":")
     if not module_name or not function_name:
@@ -137,10 +182,7 @@ def load_space(
             f"a space must be a function of its module, but {module_name} has no function {function_name!r}; "
             f"use {' or '.join(f'{module_name}:{name}' for name in public) or 'another module'}"
         )
-    space = _call(function, reference, arguments or {})
-    if not isinstance(space, StudySpace):
-        raise UserError(f"{reference} must return a search_spaces.space.StudySpace, but got {space!r}; return one")
-    return space, paths, notice
+    return function, paths, notice
 
 
 def builtin_modules() -> list[str]:
@@ -149,7 +191,7 @@ def builtin_modules() -> list[str]:
     return sorted(path.stem for path in folder.glob("*.py") if path.stem not in {"__init__", "space"})
 
 
-def _call(function: Any, reference: str, arguments: Mapping[str, Any]) -> Any:
+def _call(function: Callable[..., Any], reference: str, arguments: Mapping[str, Any]) -> Any:
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:

@@ -87,11 +87,16 @@ def test_the_command_surface_grows_only_on_purpose():
     assert surface == {
         "launch": {
             "--name", "--set", "--trials", "--time-budget", "--seed", "--sampler", "--max-concurrent", "--cpus-per-trial",
-            "--gpus-per-trial", "--address", "--storage", "--tracking-uri",
+            "--gpus-per-trial", "--address", "--storage", "--tracking-uri", "--deterministic",
+        },
+        "fork": {
+            "--space", "--set", "--trials", "--time-budget", "--seed", "--sampler", "--max-concurrent", "--cpus-per-trial",
+            "--gpus-per-trial", "--address", "--storage", "--deterministic",
         },
         "resume": {"--trials", "--time-budget", "--max-concurrent", "--address"},
         "extend": {"--trials", "--time-budget", "--max-concurrent", "--address"},
         "stop": {"--timeout"},
+        "chaos": {"--kills", "--seed", "--set", "--trials", "--sampler", "--workers", "--keep", "--json"},
         "list": {"--json"},
         "status": {"--tracking-uri", "--json"},
         "spaces": {"--json"},

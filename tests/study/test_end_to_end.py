@@ -1,5 +1,6 @@
 """One study from launch to front, through Ray, Optuna and MLflow as they are."""
 
+import contextlib
 import io
 import json
 import math
@@ -14,6 +15,7 @@ from study import launch, open_study
 from study.cluster import ray_session
 from study.errors import UserError
 from study.home import Home
+from study.outbox import Outbox
 from trainables.cmsp.curriculum import Curriculum
 
 METRICS = {metric.name for metric in Curriculum.METRICS}
@@ -212,10 +214,15 @@ def test_the_same_seed_gives_the_same_study_under_another_name(t1, home):
         assert (first.params, first.metrics) == (second.params, second.metrics)
 
 
-def test_launching_again_runs_nothing_and_a_larger_budget_extends(t1, home):
+def test_launching_again_runs_nothing_raises_no_ray_and_a_larger_budget_extends(t1, home, monkeypatch):
     again(home, "t3", trials=2)
     before = open_study("t3", home=home).trials()
-    assert again(home, "t3").num_finished == 2
+    with monkeypatch.context() as patch:
+        patch.delattr("study.run.ray_session")
+        outcome = again(home, "t3")
+    assert (outcome.num_finished, outcome.exit_code, outcome.is_complete) == (2, 0, True)
+    with contextlib.closing(Outbox(Home(home).study("t3").outbox_file)) as outbox:
+        assert outbox.num_pending() == 0
     assert open_study("t3", home=home).trials() == before
     assert again(home, "t3", trials=3).num_finished == 3
     assert open_study("t3", home=home).trials()[:2] == before
@@ -224,7 +231,7 @@ def test_launching_again_runs_nothing_and_a_larger_budget_extends(t1, home):
 
 
 def test_a_study_goes_on_only_as_what_it_was(t1, home):
-    with pytest.raises(UserError, match=r"'t1' differs now \(seed: 0 -> 5\); launch it under another name"):
+    with pytest.raises(UserError, match=r"'t1' differs now \(seed: 0 -> 5\); fork it: study fork t1 t1-2 --seed 5"):
         again(home, "t1", seed=5)
 
 

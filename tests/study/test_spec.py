@@ -9,7 +9,7 @@ from search_spaces.space import Constraint, StudySpace
 from study.errors import UserError
 from study.probe import describe_space
 from study.provenance import describe_changes, differences, refuse_drift
-from study.spec import StudySpec, load_space
+from study.spec import StudySpec, accepted_arguments, load_space
 
 
 def spec(space=None, **changes):
@@ -81,6 +81,25 @@ def test_a_spec_from_before_there_was_a_representative_loads_as_the_same_study(t
     assert StudySpec.load(file) == spec()
 
 
+def test_parents_are_kept_and_are_no_part_of_the_identity(tmp_path):
+    child = spec(name="t", study_id="t-id", parents=spec().as_parents())
+    file = tmp_path / "spec.json"
+    child.save(file)
+    (parent,) = json.loads(file.read_text())["parents"]
+    assert parent == {"study": "s", "study_id": "id", "spec_hash": spec().hash, "num_trials": 6}
+    assert StudySpec.load(file) == child
+    assert child.hash == spec().hash
+
+
+def test_a_spec_from_before_there_were_forks_has_no_parents(tmp_path):
+    file = tmp_path / "spec.json"
+    spec().save(file)
+    fields = json.loads(file.read_text())
+    del fields["parents"]
+    file.write_text(json.dumps(fields))
+    assert StudySpec.load(file) == spec()
+
+
 def test_the_same_space_written_otherwise_has_the_same_identity():
     original = cmsp_curriculum.tiny()
     rewritten = dataclasses.replace(original, suggest=lambda trial: dict(sorted(original.suggest(trial).items())))
@@ -125,6 +144,15 @@ def test_constraints_are_sentences():
         Constraint.parse("loss < 0.5")
     with pytest.raises(ValueError, match="at least one objective"):
         StudySpace(experiment="x", suggest=dict, objectives=())
+
+
+def test_of_some_arguments_a_space_accepts_those_it_takes(tmp_path: Path):
+    (tmp_path / "picky.py").write_text("def some(a, *, b=1): ...\ndef every(**rest): ...\n")
+    given = {"a": 1, "b": 2, "c": 3}
+    assert accepted_arguments("picky:some", given, folder=tmp_path) == {"a": 1, "b": 2}
+    assert accepted_arguments("picky:every", given, folder=tmp_path) == given
+    with pytest.raises(UserError, match="no function 'none'"):
+        accepted_arguments("picky:none", given, folder=tmp_path)
 
 
 SPACE = """
@@ -180,6 +208,8 @@ def test_other_code_is_worth_a_word_and_another_mlflow_is_refused():
     assert "commit: None -> abc" in describe_changes(spec(), spec(commit="abc"))
     refuse_drift(spec(), spec(commit="abc"))
     refuse_drift(spec(), spec(num_trials=60))
+    with pytest.raises(UserError, match=r"'s' differs now \(seed: 0 -> 1\); fork it: study fork s s-2 --seed 1, or undo the"):
+        refuse_drift(spec(), spec(seed=1))
     with pytest.raises(UserError, match="budget only grows, from 6 trials"):
         refuse_drift(spec(), spec(num_trials=3))
     with pytest.raises(UserError, match="stay in one MLflow"):

@@ -1,0 +1,216 @@
+"""The commands that run a study through its life: launch, fork, resume, extend, stop. Imports late, as `study.cli` does."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from study.errors import UserError
+
+if TYPE_CHECKING:
+    from study.run import Outcome
+
+app = typer.Typer(
+    help="Hyperparameter studies of narrow AI: launch them, follow them, ask for the Pareto front, resume them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Name = Annotated[str, typer.Argument(help="The study's name.", metavar="NAME")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="An argument of the space, such as data_dir=FOLDER; may be repeated.", metavar="KEY=VALUE"),
+]
+Sampler = Annotated[str, typer.Option(help="tpe, nsga2, random, qmc or gp.")]
+Trials = Annotated[int | None, typer.Option(help="Finished, stopped and failed trials in all; by default the space's number.")]
+TimeBudget = Annotated[float | None, typer.Option(help="Stop after this many seconds; `study resume` goes on.")]
+MaxConcurrent = Annotated[int | None, typer.Option(help="Trials at once; by default as many as fit.")]
+Address = Annotated[str | None, typer.Option(help="A Ray cluster, host:port or auto; by default this machine.")]
+
+
+@app.command()
+def launch(
+    space: Annotated[str, typer.Argument(help="What to search, as module:function; see `study spaces`.", metavar="SPACE")],
+    name: Annotated[str, typer.Option(help="The study's name; one that exists goes on.")],
+    settings: Settings = None,
+    trials: Trials = None,
+    time_budget: TimeBudget = None,
+    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+    sampler: Sampler = "tpe",
+    max_concurrent: MaxConcurrent = None,
+    deterministic: Annotated[
+        bool, typer.Option(help="The same trials whichever worker is faster; needs --max-concurrent.", show_default=False)
+    ] = False,
+    cpus_per_trial: Annotated[float | None, typer.Option(help="By default what the space says.")] = None,
+    gpus_per_trial: Annotated[float | None, typer.Option(help="Fractions share a GPU; by default what the space says.")] = None,
+    address: Address = None,
+    storage: Annotated[str | None, typer.Option(help="Folder or s3://... for checkpoints; by default in $STUDY_HOME.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow's address; by default a database in $STUDY_HOME.")] = None,
+) -> None:
+    """Run a study: search a space, trial by trial, and record everything in MLflow."""
+    from study.run import launch as run
+
+    _conclude(
+        run(
+            space,
+            name=name,
+            arguments=read_arguments(settings or []),
+            trials=trials,
+            time_budget_s=time_budget,
+            seed=seed,
+            sampler=sampler,
+            max_concurrent=max_concurrent,
+            deterministic=deterministic,
+            cpus_per_trial=cpus_per_trial,
+            gpus_per_trial=gpus_per_trial,
+            address=address,
+            storage=storage,
+            tracking_uri=tracking_uri,
+            console=make_console(),
+        )
+    )
+
+
+def read_arguments(settings: list[str]) -> dict[str, Any]:
+    """Read KEY=VALUE: a JSON value where it is one, else text."""
+    arguments: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not key or not equals:
+            raise UserError(f"--set must be KEY=VALUE, but got {setting!r}; try data_dir=FOLDER")
+        try:
+            arguments[key] = json.loads(text)
+        except ValueError:
+            arguments[key] = text
+    return arguments
+
+
+@app.command()
+def fork(
+    name: Annotated[str, typer.Argument(help="The parent's name.", metavar="NAME")],
+    new: Annotated[str, typer.Argument(help="The fork's name; the same command again goes on with it.", metavar="NEW")],
+    space: Annotated[str | None, typer.Option(help="Another space, as module:function.", metavar="SPACE")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="An argument of the space, merged over the parent's; may be repeated.", metavar="KEY=VALUE"),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Finished, stopped and failed trials of the fork in all.")] = None,
+    time_budget: TimeBudget = None,
+    seed: Annotated[int | None, typer.Option(help="Of the search.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="tpe, nsga2, random, qmc or gp.")] = None,
+    max_concurrent: MaxConcurrent = None,
+    deterministic: Annotated[
+        bool | None, typer.Option(help="The same trials whichever worker is faster; needs --max-concurrent.")
+    ] = None,
+    cpus_per_trial: Annotated[float | None, typer.Option(help="CPUs of one trial.")] = None,
+    gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of one trial; fractions share one.")] = None,
+    address: Address = None,
+    storage: Annotated[str | None, typer.Option(help="Folder or s3://... for checkpoints.")] = None,
+) -> None:
+    """Begin a study where another's search stands, with something changed: it keeps its parents.
+
+    What is not given is the parent's; its space is taken as its code is now. The fork starts with no trials of its own: those
+    of the parent stay the parent's, and the sampler does not hear of them.
+    """
+    from study.life import fork as run
+
+    _conclude(
+        run(
+            name,
+            new,
+            space=space,
+            arguments=read_arguments(settings or []),
+            trials=trials,
+            time_budget_s=time_budget,
+            seed=seed,
+            sampler=sampler,
+            max_concurrent=max_concurrent,
+            deterministic=deterministic,
+            cpus_per_trial=cpus_per_trial,
+            gpus_per_trial=gpus_per_trial,
+            address=address,
+            storage=storage,
+            console=make_console(),
+        )
+    )
+
+
+@app.command()
+def resume(
+    name: Name,
+    trials: Trials = None,
+    time_budget: TimeBudget = None,
+    max_concurrent: MaxConcurrent = None,
+    address: Address = None,
+) -> None:
+    """Go on with a study: nothing that is done is done again."""
+    _go_on(name, trials, time_budget, max_concurrent, address)
+
+
+def _go_on(name: str, trials: int | None, time_budget: float | None, max_concurrent: int | None, address: str | None) -> None:
+    from study.run import resume as run
+
+    _conclude(
+        run(
+            name,
+            trials=trials,
+            time_budget_s=time_budget,
+            max_concurrent=max_concurrent,
+            address=address,
+            console=make_console(),
+        )
+    )
+
+
+@app.command()
+def extend(
+    name: Name,
+    trials: Annotated[int, typer.Option(help="The new budget: trials in all, more than before.")],
+    time_budget: TimeBudget = None,
+    max_concurrent: MaxConcurrent = None,
+    address: Address = None,
+) -> None:
+    """Give a study more trials, also one that is finished: it goes on with all that it knows."""
+    from study.life import check_extension
+
+    check_extension(name, trials)
+    _go_on(name, trials, time_budget, max_concurrent, address)
+
+
+@app.command()
+def stop(
+    name: Name,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for it.")] = 300.0,
+) -> None:
+    """Stop a study that runs in another terminal: its trials save their work."""
+    from study.life import stop as run
+
+    console = make_console()
+    with console.status(f"waiting for the trials of {name} to save their work"):
+        was_running = run(name, timeout_s=timeout)
+    told = f"{name} has stopped; go on with: study resume {name}" if was_running else f"nobody runs {name}"
+    console.print(told, highlight=False)
+
+
+def _conclude(outcome: "Outcome") -> None:
+    """Say how the session ended and what to do next; exit with its code."""
+    console = make_console()
+    console.print(
+        f"{outcome.name}: {outcome.num_finished} finished, {outcome.num_failed} failed of {outcome.num_trials} trials"
+        + (f", {outcome.num_unfinished} to go on" if outcome.num_unfinished else ""),
+        highlight=False,
+    )
+    if outcome.interrupted or outcome.time_is_up:
+        console.print(f"go on with: study resume {outcome.name}", highlight=False)
+    else:
+        console.print(f"see: study pareto {outcome.name} --plot {outcome.name}.png", highlight=False)
+    raise typer.Exit(outcome.exit_code)
+
+
+def make_console() -> Console:
+    """A console whose lines are not folded when nobody looks."""
+    console = Console()
+    return console if console.is_terminal else Console(width=240)
