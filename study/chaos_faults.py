@@ -18,6 +18,8 @@ machine, or all of them; `power`: all of them, and the newest checkpoint is cut 
 _VICTIMS: tuple[Victim, ...] = get_args(Victim)
 _PLACES: tuple[Place, ...] = get_args(Place)
 _LOSE_A_WORKER = ("worker", "file written", "work saved")
+_WORKERS = ("ray::ExperimentTrainable", "ray::ImplicitFunc")
+"""What processes that run a trial are called: ours, and Ray Tune's where the trainable is a function."""
 _MAX_LOST_WORKERS_IN_A_ROW = 2
 """With one more, and no step between them, a study rightly gives up on a trial."""
 
@@ -96,7 +98,7 @@ def _is_meant(process: psutil.Process, target: str, driver: int) -> bool:
         case "writer":
             return "study.writer" in command
         case "worker":
-            return command[0].startswith("ray::ExperimentTrainable")
+            return command[0].startswith(_WORKERS)
         case "raylet":
             return name == "raylet"
         case "driver":

@@ -37,16 +37,19 @@ class Patient:
     Attributes:
         num_launches: so far.
         surprises: launches that ended by themselves before the study was done, in words.
+        max_surprises: with one more, it is given up.
     """
 
     def __init__(self, folder: Path, command: Sequence[str], num_trials: int) -> None:
         self.study = Home(folder / "home").study(_NAME)
         self.storage = self.study.home.path / "storage" / _NAME
+        self.optuna_file = self.study.optuna_file
         self.failpoints = folder / "failpoints"
         self.failpoints.mkdir(parents=True)
         self.log = folder / "launches.log"
         self.num_launches = 0
         self.surprises: list[str] = []
+        self.max_surprises = _MAX_SURPRISES
         self._command, self._num_trials = command, num_trials
         self._lost_ray = False
         self._driver = self._launch()
@@ -57,21 +60,30 @@ class Patient:
         environment = {"STUDY_HOME": str(self.study.home.path), VARIABLE: str(self.failpoints), CHECKPOINT_INTERVAL: "0"}
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-P", "-m", "study.cli", "launch", *self._command, "--name", _NAME],
+                [sys.executable, *self._arguments()],
                 env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
+
+    def _arguments(self) -> list[str]:
+        """What Python is launched with."""
+        return ["-P", "-m", "study.cli", "launch", *self._command, "--name", _NAME]
 
     @property
     def num_ended(self) -> int:
         """Trials of which the record knows the end."""
-        if not self.study.optuna_file.exists():
+        if not self.optuna_file.exists():
             return 0
-        with sqlite3.connect(f"file:{self.study.optuna_file}?mode=ro", uri=True, timeout=30) as connection:
+        with sqlite3.connect(f"file:{self.optuna_file}?mode=ro", uri=True, timeout=30) as connection:
             try:
                 query = "SELECT count(*) FROM trials WHERE state NOT IN ('RUNNING', 'WAITING')"
                 return int(connection.execute(query).fetchone()[0])
             except sqlite3.OperationalError:  # its tables are not made yet
                 return 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it came to its end by itself."""
+        return self._driver.poll() in (0, 1) and self.num_ended >= self._num_trials
 
     @property
     def runs(self) -> bool:
@@ -85,17 +97,19 @@ class Patient:
             whether `until` came true; False if the study was done first.
 
         Raises:
-            StuckError: if neither happens for minutes.
+            StuckError: if neither happens, and no trial ends, for minutes.
         """
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline, num_ended = time.monotonic() + _PATIENCE_S, self.num_ended
         while not until():
             if not self.runs:
-                if self.num_ended >= self._num_trials and self._driver.returncode in (0, 1):
+                if self.is_done:
                     return False
                 self._note_surprise()
                 self._driver = self._launch()
             if time.monotonic() > deadline:
-                raise StuckError(f"a study must get on or end, but for {_PATIENCE_S:g} s this one did neither")
+                if self.num_ended == num_ended:
+                    raise StuckError(f"a study must get on or end, but for {_PATIENCE_S:g} s this one did neither")
+                deadline, num_ended = time.monotonic() + _PATIENCE_S, self.num_ended
             time.sleep(_POLL_S)
         return True
 
@@ -106,7 +120,7 @@ class Patient:
             return
         lines = self.log.read_text(errors="replace").strip().splitlines() or ["no word"]
         self.surprises.append(f"exit code {code} ({lines[-1]})")
-        if len(self.surprises) > _MAX_SURPRISES:
+        if len(self.surprises) > self.max_surprises:
             raise StuckError(f"a study must start again, but this one ends by itself with {self.surprises[-1]}")
 
     def suffer(self, fault: Fault, span_s: float) -> bool:
@@ -133,7 +147,7 @@ class Patient:
         return happened
 
     def _kill(self, fault: Fault) -> bool:
-        torn = newest_checkpoint(self.storage) if fault.target == "power" else None
+        torn = self._newest_checkpoint() if fault.target == "power" else None
         if fault.target == "power" and torn is None:
             return False
         found = kill(fault.target, self.failpoints, self._driver.pid)
@@ -141,8 +155,11 @@ class Patient:
         if found and fault.target in ("driver", "everything", "power"):
             self._driver.wait()
         if torn is not None:
-            tear(newest_checkpoint(self.storage) or torn)
+            tear(self._newest_checkpoint() or torn)
         return found
+
+    def _newest_checkpoint(self) -> Path | None:
+        return newest_checkpoint(self.storage)
 
     def finish(self) -> None:
         """Let it run to its end.

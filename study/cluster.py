@@ -20,6 +20,7 @@ _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_SCHEDULER_EVENTS": "0",
+    "RAY_timeout_ms_task_wait_for_death_info": "5000",  # before it says why a worker is gone: else a busy node seems lost
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours stops gracefully
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # Tune's snapshots hold no truth of ours

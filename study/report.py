@@ -68,6 +68,12 @@ def summary(front: Front) -> str:
     return f"{len(front.rows)} of {num_compared} compared {what_is_compared(front)} are on the front; left out: {left_out}"
 
 
+def repeated_work(rows: Sequence[TrialRow]) -> str | None:
+    """What interruptions cost these trials, in all; None where they cost nothing."""
+    num_steps, seconds = sum(row.repeated_steps for row in rows), sum(row.repeated_seconds for row in rows)
+    return f"repeated {num_steps} step{'s'[: num_steps > 1]} ({seconds:.1f} s) after interruptions" if num_steps else None
+
+
 def what_is_compared(front: Front) -> str:
     """How to call the rows of a front: trials where each stands for itself, models where some have candidates."""
     return "models" if front.has_candidates else "trials"

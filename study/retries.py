@@ -58,9 +58,15 @@ class EqualBugs:
 
 def loss_of(error: Exception) -> Failure:
     """What ended an attempt, as far as Ray can tell."""
+    return Failure(cause=_cause(error), error=_summary(error), traceback=str(error))
+
+
+def _summary(error: Exception) -> str:
+    """The line of Ray's that says most: of an actor's death the one after who it was, which is indented."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    summary = lines[-1] if isinstance(error, ray_errors.RayTaskError) else lines[0]
-    return Failure(cause=_cause(error), error=summary, traceback=str(error))
+    if isinstance(error, ray_errors.ActorDiedError):
+        return next((line for line in lines[1:] if not line.startswith("\t")), lines[0])
+    return lines[-1] if isinstance(error, ray_errors.RayTaskError) else lines[0]
 
 
 def _cause(error: Exception) -> FailureCause:
@@ -71,6 +77,8 @@ def _cause(error: Exception) -> FailureCause:
     if getattr(error, "preempted", False):
         return "preempted"
     if isinstance(error, ray_errors.NodeDiedError) or "its node has died" in str(error):
+        return "node_lost"
+    if isinstance(error, ray_errors.ActorUnavailableError):  # a node that lives would have told by now that its worker died
         return "node_lost"
     if isinstance(error, ray_errors.RayActorError | ray_errors.WorkerCrashedError):
         return "worker_lost"

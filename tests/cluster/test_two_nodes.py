@@ -1,61 +1,11 @@
 """A cluster of two raylets made by `ray start`, with token authentication, on this machine."""
 
-import os
 import secrets
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import commands
-import psutil
 import pytest
 
 pytestmark = pytest.mark.cluster
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-USER_SPACE = Path(__file__).parent.parent / "study" / "user_space.py.txt"
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """Address of a cluster whose two nodes have one CPU each, and whose token is in this process's environment."""
-    port = free_port()
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    os.environ.update(token)
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # the paths of its sockets must be short
-    common = ["--num-cpus=1", "--disable-usage-stats"]
-    head = ["start", "--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}", *common]
-    worker = ["start", f"--address=127.0.0.1:{port}", *common]
-    try:
-        for arguments in (head, worker):
-            subprocess.run([*RAY, *arguments], check=True, capture_output=True, text=True, timeout=120)
-        yield f"127.0.0.1:{port}"
-    finally:
-        stop_processes_of(folder)
-        for name in token:
-            del os.environ[name]
-
-
-def stop_processes_of(folder):
-    """Kill this cluster and no other: `ray stop` would take every Ray of the machine."""
-    for process in psutil.process_iter(["cmdline"]):
-        if any(folder in part for part in process.info["cmdline"] or []):
-            process.kill()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def desk(tmp_path):
-    shutil.copy(USER_SPACE, tmp_path / "user_space.py")
-    return tmp_path
 
 
 def test_trials_run_on_both_nodes_survive_ctrl_c_and_are_all_done_after_a_resume(cluster, home, desk):

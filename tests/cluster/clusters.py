@@ -1,0 +1,68 @@
+"""Clusters of two raylets made by `ray start`, with token authentication, on this machine."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+@dataclass
+class Cluster:
+    """Two nodes of one CPU each; the first is the head."""
+
+    address: str
+    raylets: list[psutil.Process]
+
+    def second_node(self) -> list[psutil.Process]:
+        """The second raylet, then all that it started."""
+        raylet = self.raylets[1]
+        return [raylet, *raylet.children(recursive=True)]
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@contextmanager
+def two_nodes(**environment):
+    """A cluster whose token is in this process's environment.
+
+    Args:
+        environment: of the head.
+    """
+    port = free_port()
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ.update(token)
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # the paths of its sockets must be short
+    common = ["--num-cpus=1", "--disable-usage-stats"]
+    head = ["start", "--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}", *common]
+    worker = ["start", f"--address=127.0.0.1:{port}", *common]
+    found = []
+    try:
+        for arguments, variables in ((head, environment), (worker, {})):
+            subprocess.run(
+                [*RAY, *arguments], env=os.environ | variables, check=True, capture_output=True, text=True, timeout=120
+            )
+            found += [process for process in processes_of(folder) if process.name() == "raylet" and process not in found]
+        yield Cluster(f"127.0.0.1:{port}", found)
+    finally:
+        for process in processes_of(folder):  # this cluster and no other: `ray stop` would take every Ray of the machine
+            process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+        for name in token:
+            del os.environ[name]
+
+
+def processes_of(folder):
+    return [p for p in psutil.process_iter(["cmdline"]) if any(folder in part for part in p.info["cmdline"] or [])]
