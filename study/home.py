@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from study.errors import UserError
+from trainables.storage import Folder
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _NETWORK_FILESYSTEMS = {
@@ -84,7 +85,7 @@ class Home:
         except (OSError, sqlite3.Error) as error:
             raise UserError(
                 f"the study home must be a folder that can be written, but {self.path} is not ({error}); "
-                "set STUDY_HOME to one that is"
+                "make room there, or set STUDY_HOME to one that is"
             ) from error
 
 
@@ -186,13 +187,7 @@ def _try_lock(file: IO[str]) -> bool:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    Folder(path.parent).write(path.name, text.encode())
 
 
 def make_wal(database: Path) -> None:

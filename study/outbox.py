@@ -77,6 +77,10 @@ class Outbox:
         rows = self._connection.execute("SELECT payload FROM event WHERE key GLOB ?", (f"trial/{trial}/repeat/*",)).fetchall()
         return len(rows), sum(json.loads(payload)["data"]["seconds"] for (payload,) in rows)
 
+    def last_delivered(self) -> int:
+        """Everything up to this `seq` has reached MLflow."""
+        return int(self._connection.execute("SELECT seq FROM delivered").fetchone()[0])
+
     def mark_delivered(self, seq: int) -> None:
         """Everything up to `seq` has reached MLflow."""
         self._connection.execute("UPDATE delivered SET seq = ?", (seq,))
@@ -112,10 +116,11 @@ class Outbox:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # SQLite may have rolled it back itself
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
 
     def _num_sessions(self) -> int:
         return int(self._connection.execute("SELECT count(*) FROM event WHERE key GLOB 'session/*/start'").fetchone()[0])

@@ -50,6 +50,7 @@ class Checkpoints:
         if self._attempt > 1:
             with storage_errors("checkpoints"):
                 self._folder.write(f"attempt-{self._attempt:04d}.json", json.dumps(visible).encode())
+                self._folder.sweep()
                 for attempt, name in _claims(names).items():
                     if attempt < self._attempt:
                         self._folder.delete(name)

@@ -5,14 +5,17 @@ store shows an object when its upload is complete.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 from trainables.failpoints import failpoint
+
+_PARTIAL = ".partial"
 
 
 class StorageError(OSError):
@@ -29,7 +32,17 @@ def storage_errors(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise StorageError(f"the storage must keep {what}, but it does not ({error}); mend it and resume the study") from error
+        if is_full(error):
+            folder = os.path.dirname(error.filename or "") or "the storage"
+            trouble = f"have room for {what}, but the disk of {folder} is full ({error.strerror}); make room there"
+        else:
+            trouble = f"keep {what}, but it does not ({error}); mend it"
+        raise StorageError(f"the storage must {trouble} and resume the study") from error
+
+
+def is_full(error: BaseException) -> TypeGuard[OSError]:
+    """Whether a disk has no room left, or its user has used up a quota."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class Folder:
@@ -49,7 +62,11 @@ class Folder:
         return type(self)(f"{self.address}/{name}")
 
     def write(self, name: str, data: bytes) -> None:
-        """Put a whole file in its place; its readers see the old one or the new one."""
+        """Put a whole file in its place; its readers see the old one or the new one.
+
+        Raises:
+            OSError: if it cannot; nothing of the new one is left, and of a local file it says which.
+        """
         if not self.is_local:
             filesystem, base = self._filesystem()
             with filesystem.open_output_stream(f"{base}/{name}") as stream:
@@ -57,7 +74,7 @@ class Folder:
             return
         path = Path(self.address) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
         try:
             with partial.open("wb") as file:
                 file.write(data)
@@ -65,7 +82,9 @@ class Folder:
                 os.fsync(file.fileno())
             failpoint("file written", name)
             partial.rename(path)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError):
+                error.filename = error.filename or str(path)  # a failing write does not say of which file
             with contextlib.suppress(OSError):
                 partial.unlink()
             raise
@@ -108,6 +127,12 @@ class Folder:
             else:
                 filesystem, base = self._filesystem()
                 filesystem.delete_file(f"{base}/{name}")
+
+    def sweep(self) -> None:
+        """Remove what a process that was killed left half-written here; a process that still writes fails."""
+        if self.is_local:  # an object store shows whole objects only
+            for partial in Path(self.address).glob(f".*{_PARTIAL}"):
+                partial.unlink(missing_ok=True)
 
     def download(self, destination: Path) -> None:
         """Copy every file here into a local folder."""

@@ -13,7 +13,7 @@ from study.cli import main
 from study.errors import UserError
 from study.outbox import Outbox
 from study.query import Study
-from study.tracking import StudyWriter
+from study.tracking_writer import StudyWriter
 from trainables.experiment import Experiment, Metric
 from trainables.model_files import save_model
 from trainables.storage import Folder

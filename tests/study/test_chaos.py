@@ -84,11 +84,11 @@ def test_the_newest_checkpoint_of_a_trial_that_is_not_done_is_torn(tmp_path):
 
 def test_a_study_that_is_killed_four_times_comes_to_what_it_comes_to_in_peace():
     told = []
-    command = ("cmsp_curriculum:tiny", "--trials", "4", "--max-concurrent", "1")
-    report = run_chaos(command, num_trials=4, kills=4, seed=SEED, say=told.append)
+    command = ("cmsp_curriculum:tiny", "--trials", "6", "--max-concurrent", "1")
+    report = run_chaos(command, num_trials=6, kills=4, seed=SEED, say=told.append)
     shown = "\n".join([*told, *map(str, report.checks)])
-    assert report.passed, f"once more: study chaos cmsp_curriculum:tiny --trials 4 --kills 4 --seed {SEED}\n{shown}"
-    assert report.num_launches >= 4
+    assert report.passed, f"once more: study chaos cmsp_curriculum:tiny --trials 6 --kills 4 --seed {SEED}\n{shown}"
+    assert report.num_launches >= 3
     assert len(report.faults) == 4
     assert report.folder is None
 

@@ -8,7 +8,7 @@ from study.cli import app
 from study.outbox import Outbox
 from study.query import Front, Objective, TrialRow
 from study.report import front_table
-from study.tracking import StudyWriter
+from study.tracking_writer import StudyWriter
 
 
 def row(number, **params):

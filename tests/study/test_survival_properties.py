@@ -27,12 +27,13 @@ from survival_model import Died, Doom, Store, growing
 from test_spec import spec
 
 import study.samplers
-from study import outbox, record, searcher, tracking
+from study import outbox, record, searcher, tracking, tracking_writer
 from study.home import Home
 from study.outbox import Outbox
 from study.record import TrialRecord
 from study.searcher import StudySearcher
-from study.tracking import PREFIX, StudyWriter
+from study.tracking import PREFIX
+from study.tracking_writer import StudyWriter
 from trainables import attempt, storage
 from trainables.attempt import Attempt
 from trainables.failures import SupersededError
@@ -55,7 +56,13 @@ def world_of_deaths():
     """Deaths at every failpoint and before every write; samplers that soon look at the past; a disk that need not sync."""
     optuna_storage = optuna.storages.RDBStorage
     with pytest.MonkeyPatch.context() as patch:
-        for module, doom in ((record, DRIVER), (searcher, DRIVER), (attempt, WORKER), (storage, WORKER), (tracking, WRITER)):
+        for module, doom in (
+            (record, DRIVER),
+            (searcher, DRIVER),
+            (attempt, WORKER),
+            (storage, WORKER),
+            (tracking_writer, WRITER),
+        ):
             patch.setattr(module, "failpoint", doom.pass_by)
         patch.setattr(tracking, "connect", lambda store: store)
         for name in RECORD_WRITES:

@@ -88,3 +88,12 @@ def test_an_attempt_that_died_before_it_claimed_shuts_nobody_out(folder):
     fourth.claim()
     assert fourth.load()["value"] == 2
     assert [name for name in folder.names() if name.endswith(".json")] == ["attempt-0004.json"]
+
+
+def test_what_a_killed_attempt_left_half_written_goes_when_the_next_one_takes_over(folder, tmp_path):
+    Checkpoints(folder, 1).save(1, state(1))
+    half = tmp_path / ".step-00000002-0001-aa.pt.77.partial"
+    half.write_bytes(b"half")
+    Checkpoints(folder, 2).claim()
+    assert not half.exists()
+    assert Checkpoints(folder, 2).load()["value"] == 1

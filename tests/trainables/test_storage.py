@@ -1,18 +1,50 @@
+import errno
+import os
+
 import pytest
 
-from trainables.storage import Folder
+from trainables.storage import Folder, StorageError, storage_errors
+
+
+def fail_to_sync(monkeypatch, code):
+    def fsync(_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("os.fsync", fsync)
 
 
 def test_a_file_is_seen_whole_or_not_at_all(tmp_path, monkeypatch):
     folder = Folder(tmp_path / "deep" / "er")
     assert folder.names() == []
     folder.write("a", b"one")
-    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    fail_to_sync(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match=r"Input/output error: .*/deep/er/a'"):
         folder.write("a", b"two")
     assert folder.read("a") == b"one"
     assert folder.names() == ["a"]
     assert [path.name for path in (tmp_path / "deep" / "er").iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named_with_its_place_and_leaves_nothing_half_written(tmp_path, monkeypatch, code):
+    folder = Folder(tmp_path / "trial")
+    fail_to_sync(monkeypatch, code)
+    with pytest.raises(StorageError) as raised, storage_errors("checkpoints"):
+        folder.write("a", b"one")
+    assert str(raised.value) == (
+        f"the storage must have room for checkpoints, but the disk of {tmp_path}/trial is full ({os.strerror(code)}); make room "
+        "there and resume the study"
+    )
+    assert list((tmp_path / "trial").iterdir()) == []
+
+
+def test_a_storage_that_fails_otherwise_is_to_be_mended(tmp_path, monkeypatch):
+    fail_to_sync(monkeypatch, errno.EIO)
+    with (
+        pytest.raises(StorageError, match=r"must keep logs, but it does not \(.*/trial/a'\); mend it and resume"),
+        storage_errors("logs"),
+    ):
+        Folder(tmp_path / "trial").write("a", b"one")
 
 
 def test_children_deletion_and_download(tmp_path):
