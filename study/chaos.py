@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from study.chaos_faults import draw_faults
-from study.chaos_patient import Patient, StuckError
+from study.chaos_patient import Pace, Patient, StuckError
 from study.chaos_sheet import Check, compare, look_at
 from study.errors import UserError
 
@@ -70,9 +70,9 @@ def run_chaos(
     folder = Path(tempfile.mkdtemp(prefix="study-chaos-"))
     try:
         say("a study in peace, to compare with")
-        peace, span_s = _run_in_peace(folder / "peace", command, num_trials)
+        peace, pace = _run_in_peace(folder / "peace", command, num_trials)
         with contextlib.closing(Patient(folder / "killed", command, num_trials)) as patient:
-            happened = _torment(patient, kills, seed, span_s, say)
+            happened = _torment(patient, kills, seed, pace, say)
             num_left_behind = patient.num_left_behind(_ORPHANS_S)
         checks = compare(look_at(peace.study, peace.storage), look_at(patient.study, patient.storage))
     except BaseException:
@@ -96,24 +96,26 @@ def run_chaos(
     )
 
 
-def _run_in_peace(folder: Path, command: Sequence[str], num_trials: int) -> tuple[Patient, float]:
-    """The study, and the seconds from its launch to the end of its first trial."""
+def _run_in_peace(folder: Path, command: Sequence[str], num_trials: int) -> tuple[Patient, Pace]:
+    """The study, and how fast it was."""
     launched_ms = time.time_ns() // 1_000_000
     with contextlib.closing(Patient(folder, command, num_trials)) as patient:
         patient.finish()
     if patient.surprises:
         raise UserError(f"a study must run in peace before it is killed, but this one ends with {patient.surprises[0]}; mend it")
-    with sqlite3.connect(f"file:{patient.study.outbox_file}?mode=ro", uri=True) as connection:
-        rows = connection.execute("SELECT payload FROM event WHERE key GLOB 'trial/*/end/*' ORDER BY seq LIMIT 1").fetchall()
-    return patient, (json.loads(rows[-1][0])["time_ms"] - launched_ms) / 1000
+    with contextlib.closing(sqlite3.connect(f"file:{patient.study.outbox_file}?mode=ro", uri=True)) as connection:
+        rows = connection.execute("SELECT payload FROM event WHERE key GLOB 'trial/*/end/*' ORDER BY seq").fetchall()
+    ends_ms = [json.loads(payload)["time_ms"] for (payload,) in rows]
+    trial_ms = (ends_ms[-1] - ends_ms[0]) / max(1, len(ends_ms) - 1)
+    return patient, Pace(first_s=(ends_ms[0] - launched_ms) / 1000, trial_s=trial_ms / 1000)
 
 
-def _torment(patient: Patient, kills: int, seed: int, span_s: float, say: Callable[[str], None]) -> list[str]:
+def _torment(patient: Patient, kills: int, seed: int, pace: Pace, say: Callable[[str], None]) -> list[str]:
     """Kill it so many times and let it come to its end; return what happened."""
     happened = []
     try:
         for number, fault in enumerate(draw_faults(kills, seed), start=1):
-            if patient.suffer(fault, span_s):
+            if patient.suffer(fault, pace):
                 happened.append(str(fault))
                 say(f"kill {number} of {kills}: {fault}; {patient.num_ended} trials have ended")
             else:

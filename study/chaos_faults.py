@@ -30,7 +30,7 @@ class Fault:
 
     Attributes:
         target: whom SIGKILL hits, or the place at which the next process that comes by dies.
-        moment: in [0, 1): after which share of a span of time.
+        moment: in [0, 1): after which share of a span of time (`study.chaos_patient.Pace`).
     """
 
     target: Victim | Place

@@ -1,11 +1,13 @@
 """A study in a home of its own, launched by the same command whenever it is not running, so that faults may befall it."""
 
+import contextlib
 import os
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +26,19 @@ _DONE_SPAN_S = 4.0
 
 class StuckError(RuntimeError):
     """The study neither gets on nor ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long things take in peace.
+
+    Attributes:
+        first_s: seconds from a launch to the end of its first trial.
+        trial_s: of a trial after that.
+    """
+
+    first_s: float
+    trial_s: float
 
 
 class Patient:
@@ -56,6 +71,7 @@ class Patient:
 
     def _launch(self) -> subprocess.Popen[bytes]:
         self.num_launches += 1
+        self._launched_at = time.monotonic()
         self._lost_ray = False
         environment = {"STUDY_HOME": str(self.study.home.path), VARIABLE: str(self.failpoints), CHECKPOINT_INTERVAL: "0"}
         with self.log.open("ab") as log:
@@ -73,7 +89,7 @@ class Patient:
         """Trials of which the record knows the end."""
         if not self.optuna_file.exists():
             return 0
-        with sqlite3.connect(f"file:{self.optuna_file}?mode=ro", uri=True, timeout=30) as connection:
+        with contextlib.closing(sqlite3.connect(f"file:{self.optuna_file}?mode=ro", uri=True, timeout=30)) as connection:
             try:
                 query = "SELECT count(*) FROM trials WHERE state NOT IN ('RUNNING', 'WAITING')"
                 return int(connection.execute(query).fetchone()[0])
@@ -101,17 +117,21 @@ class Patient:
         """
         deadline, num_ended = time.monotonic() + _PATIENCE_S, self.num_ended
         while not until():
-            if not self.runs:
-                if self.is_done:
-                    return False
-                self._note_surprise()
-                self._driver = self._launch()
+            if not self._is_kept_up():
+                return False
             if time.monotonic() > deadline:
                 if self.num_ended == num_ended:
                     raise StuckError(f"a study must get on or end, but for {_PATIENCE_S:g} s this one did neither")
                 deadline, num_ended = time.monotonic() + _PATIENCE_S, self.num_ended
             time.sleep(_POLL_S)
         return True
+
+    def _is_kept_up(self) -> bool:
+        """Launch it again if it has ended too early; return whether it runs."""
+        if not self.runs and not self.is_done:
+            self._note_surprise()
+            self._driver = self._launch()
+        return self.runs
 
     def _note_surprise(self) -> None:
         """Remember a launch that ended by itself: after SIGKILL, or without Ray, it may."""
@@ -123,13 +143,14 @@ class Patient:
         if len(self.surprises) > self.max_surprises:
             raise StuckError(f"a study must start again, but this one ends by itself with {self.surprises[-1]}")
 
-    def suffer(self, fault: Fault, span_s: float) -> bool:
+    def suffer(self, fault: Fault, pace: Pace) -> bool:
         """Have a fault happen; return whether there was an occasion.
 
         Args:
-            span_s: the time from a launch, or from the fault before, that the fault's moment is a share of.
+            pace: the fault's moment is a share of the first trial of a launch, or of one more where that is over.
         """
-        moment = time.monotonic() + fault.moment * span_s
+        self._is_kept_up()
+        moment = max(self._launched_at + fault.moment * pace.first_s, time.monotonic() + fault.moment * pace.trial_s)
         is_done = not self.go_on(lambda: time.monotonic() >= moment)
         if is_done:
             self._driver = self._launch()

@@ -189,7 +189,7 @@ def chaos(
     kills: Annotated[int, typer.Option(help="How many times something dies.")] = 20,
     seed: Annotated[int, typer.Option(help="Of what dies when.")] = 0,
     settings: Settings = None,
-    trials: Annotated[int | None, typer.Option(help="By default as many as kills, or the space's number if larger.")] = None,
+    trials: Annotated[int | None, typer.Option(help="By default twice the kills, or the space's number if larger.")] = None,
     sampler: Sampler = "tpe",
     workers: Annotated[int, typer.Option(help="Trials at once; several in the deterministic mode.")] = 1,
     keep: Annotated[bool, typer.Option("--keep", help="Leave both studies on disk.")] = False,
@@ -200,7 +200,7 @@ def chaos(
     from study.chaos_sheet import sheet
     from study.spec import load_space
 
-    num_trials = trials or max(kills, load_space(space, arguments=read_arguments(settings or []))[0].num_trials)
+    num_trials = trials or max(2 * kills, load_space(space, arguments=read_arguments(settings or []))[0].num_trials)
     command = [space, "--trials", str(num_trials), "--sampler", sampler, "--max-concurrent", str(workers)]
     command += [f"--set={setting}" for setting in settings or []] + ["--deterministic"] * (workers > 1)
     console = make_console()

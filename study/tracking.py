@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ CANDIDATE_PREFIX = "candidate/"
 """Of a candidate's metrics: MLflow puts them into the history of the trial's run, too, where they must hide none of its own."""
 PARENT = -1
 _MAX_REASON = 200
+_FIRST_TO_KNOW = re.compile(r"""\(Caused by \w+\(["'](?:.*\): )?(.*)["']\)+$""")
+"""What the innermost of a chain of HTTP libraries says, without the connection that it says it of."""
 _PAGE = 5000
 _MODELS_PAGE = 1000
 
@@ -78,8 +81,8 @@ def reason_of(error: Exception) -> str:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line and not line.startswith("(raised as a result of")]  # SQLAlchemy's
     text = lines[0] if lines else type(error).__name__
-    if "(Caused by " in text:  # of a chain of libraries, the first to know
-        text = text.rpartition("(Caused by ")[2].removesuffix(")")
+    if cause := _FIRST_TO_KNOW.search(text):
+        text = cause[1]
     return text if len(text) <= _MAX_REASON else f"{text[:40]} ... {text[45 - _MAX_REASON :]}"
 
 

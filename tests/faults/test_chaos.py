@@ -18,8 +18,8 @@ def torment(*options, kills, seed, trials):
 
 
 def test_a_study_that_is_killed_twenty_times_comes_to_what_it_comes_to_in_peace():
-    torment("--max-concurrent", "1", kills=KILLS, seed=7, trials=KILLS)
+    torment("--max-concurrent", "1", kills=KILLS, seed=7, trials=2 * KILLS)
 
 
 def test_two_workers_in_the_deterministic_mode_come_to_the_same_however_often_they_are_killed():
-    torment("--max-concurrent", "2", "--deterministic", kills=6, seed=11, trials=8)
+    torment("--max-concurrent", "2", "--deterministic", kills=6, seed=11, trials=12)
