@@ -4,11 +4,11 @@
     python tests/benchmarks/survival.py --kills 4 --trials 4 --columns stock spared --json
 
 Both search `cmsp_curriculum:tiny`, one trial at a time, first in peace and then under one schedule: SIGKILL to the driver, a
-worker, the raylet or all of them, or all of them and the newest checkpoint cut in half; after each death the same command
-is launched again. Moments are shares of each one's own time for a first trial, or a later one, in peace. Stock code has
-neither our places to die nor a process of its own that writes to MLflow: there its driver dies at that moment. After the last kill each
-is launched until it ends by itself with exit code 0, or has failed to for the fifth time. Then the same questions go to the
-two databases of each. Checkpoints alone are ever torn: Ray's snapshots and the databases are left whole.
+worker, the raylet or all of them, or all of them and the newest checkpoint cut in half; after each death the same command is
+launched again. Moments are shares of each one's own time for a first trial, or a later one, in peace. Stock code has neither
+our places to die nor a process of its own that writes to MLflow: there its driver dies at that moment. After the last kill
+each is launched until it ends by itself with exit code 0, or has failed to for the fifth time. Then the same questions go to
+the two databases of each. Checkpoints alone are ever torn: Ray's snapshots and the databases are left whole.
 
 A stock study that is killed before Ray's first snapshot makes one trial and says that it is done: a Tuner that finds no
 snapshot to restore begins anew without its `num_samples`. As this hides all that comes later, there is a column in which
