@@ -72,7 +72,7 @@ def run_chaos(
         say("a study in peace, to compare with")
         peace, pace = _run_in_peace(folder / "peace", command, num_trials)
         with contextlib.closing(Patient(folder / "killed", command, num_trials)) as patient:
-            happened = _torment(patient, kills, seed, pace, say)
+            happened, num_again = _torment(patient, kills, seed, pace, say)
             num_left_behind = patient.num_left_behind(_ORPHANS_S)
         checks = compare(look_at(peace.study, peace.storage), look_at(patient.study, patient.storage))
     except BaseException:
@@ -81,6 +81,7 @@ def run_chaos(
     checks = [
         Check("faults that found their occasion", str(kills), str(len(happened))),
         *checks,
+        Check("trials handed out again after their end", "0", str(num_again)),
         Check("launches that ended too early by themselves", "none", "; ".join(patient.surprises) or "none"),
         Check("processes left behind", "0", str(num_left_behind)),
     ]
@@ -110,17 +111,19 @@ def _run_in_peace(folder: Path, command: Sequence[str], num_trials: int) -> tupl
     return patient, Pace(first_s=(ends_ms[0] - launched_ms) / 1000, trial_s=trial_ms / 1000)
 
 
-def _torment(patient: Patient, kills: int, seed: int, pace: Pace, say: Callable[[str], None]) -> list[str]:
-    """Kill it so many times and let it come to its end; return what happened."""
-    happened = []
+def _torment(patient: Patient, kills: int, seed: int, pace: Pace, say: Callable[[str], None]) -> tuple[list[str], int]:
+    """Kill it so many times and let it come to its end; return what happened, and how many trials were run after their end."""
+    happened, ended = [], dict[int, int]()
     try:
         for number, fault in enumerate(draw_faults(kills, seed), start=1):
             if patient.suffer(fault, pace):
                 happened.append(str(fault))
                 say(f"kill {number} of {kills}: {fault}; {patient.num_ended} trials have ended")
+                ended = patient.attempts_of_ended() | ended  # what was known first
             else:
                 say(f"kill {number} of {kills}: {fault}: no occasion, since the study is done")
         patient.finish()
     except StuckError as error:
         patient.surprises.append(str(error))
-    return happened
+    attempts = patient.attempts_of_ended()
+    return happened, sum(attempts.get(trial) != known for trial, known in ended.items())

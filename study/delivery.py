@@ -39,6 +39,8 @@ class Delivery:
         self._console = console
         self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
         self._is_open = threading.Event()
+        self._changing = threading.Lock()
+        self._is_ready = False
         self._trouble: str | None = None
         self.final_status = "KILLED"
 
@@ -73,11 +75,18 @@ class Delivery:
             if refused or not self._is_open.is_set():
                 return
             process.stdin.close()
-            self._process = self._start()
+            with self._changing:
+                if not self._is_open.is_set():
+                    return
+                self._process = self._start()
 
     def _hear(self, answer: dict[str, Any]) -> None:
         is_new = self._trouble is None
-        if "failing" in answer:
+        if "error" in answer:
+            self._trouble = answer["error"]
+            if self._is_ready:
+                self._say(f"MLflow takes nothing more: {self._trouble}; the study goes on")
+        elif "failing" in answer:
             self._trouble = answer["failing"]
             if is_new and self._is_open.is_set():
                 self._say(f"MLflow takes nothing ({self._trouble}); the study goes on, {answer['pending']} events wait")
@@ -103,6 +112,7 @@ class Delivery:
                 ) from None
             if "error" in answer:
                 raise UserError(answer["error"])
+            self._is_ready = "ready" in answer or "failing" in answer or is_known
             if "ready" in answer or "failing" in answer:
                 return
             self._say(f"MLflow is still taking what the last session left: {self._outbox.num_pending()} events")
@@ -114,9 +124,10 @@ class Delivery:
         try:
             self._outbox.close_session(self._session, self.final_status)
         finally:
-            self._is_open.clear()
-            assert self._process.stdin is not None
-            self._process.stdin.close()
+            with self._changing:
+                self._is_open.clear()
+                assert self._process.stdin is not None
+                self._process.stdin.close()
         try:
             self._await_end()
         except KeyboardInterrupt:  # the writer goes on by itself

@@ -81,7 +81,8 @@ class Home:
         refuse_network_filesystem(self.path)
         try:
             (self.path / "studies").mkdir(parents=True, exist_ok=True)
-            make_wal(self.path / "mlflow.db")
+            if (self.path / "mlflow.db").exists():
+                make_wal(self.path / "mlflow.db")
         except (OSError, sqlite3.Error) as error:
             raise UserError(
                 f"the study home must be a folder that can be written, but {self.path} is not ({error}); "

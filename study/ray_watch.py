@@ -68,14 +68,14 @@ def ray_watch(session: Session, name: str, console: Console, *, is_embedded: boo
         name: of the study.
         is_embedded: whether Ray is this process's own, which nobody brings back.
     """
-    over = threading.Event()
+    over, gone = threading.Event(), threading.Event()
     posts = _posts(_PATIENCE_SECONDS if is_embedded else _HEAD_PATIENCE_SECONDS)
-    watch = threading.Thread(target=_watch, args=(posts, session, name, console, over), name="Ray watch", daemon=True)
+    watch = threading.Thread(target=_watch, args=(posts, session, name, console, over, gone), name="Ray watch", daemon=True)
     watch.start()
     try:
         yield
     finally:
-        if isinstance(session.error, RayGoneError):
+        if gone.is_set():
             importlib.import_module("ray").shutdown()  # here, where it is watched: it may never return
         over.set()
 
@@ -95,12 +95,15 @@ def _posts(head_patience_s: float) -> list[Post]:
     ]
 
 
-def _watch(posts: list[Post], session: Session, name: str, console: Console, over: threading.Event) -> None:
+def _watch(
+    posts: list[Post], session: Session, name: str, console: Console, over: threading.Event, gone: threading.Event
+) -> None:
     while not over.wait(_LOOK_SECONDS):
-        gone = [post.what for post in posts if post.is_gone()]
-        if gone and not over.is_set():
+        silent = [post.what for post in posts if post.is_gone()]
+        if silent and not over.is_set():
+            gone.set()
             error = RayGoneError(
-                f"Ray must live as long as it runs a study, but its {gone[0]} is gone; go on with: study resume {name}"
+                f"Ray must live as long as it runs a study, but its {silent[0]} is gone; go on with: study resume {name}"
             )
             session.error, session.interrupted = session.error or error, True
             if not over.wait(_GRACE_SECONDS):

@@ -17,6 +17,18 @@ _LIMITS: dict[FailureCause, int] = {"bug": 1, "node_lost": MAX_BLAMELESS_LOSSES,
 """Losses of a trial in a row, without a step between them, of which the last one ends it; `MAX_LOSSES_WITHOUT_PROGRESS` else."""
 
 
+class LostActorError(ray_errors.RayActorError):
+    """A worker is gone for a reason that Ray Tune does not take for one.
+
+    Attributes:
+        why: Ray's own error.
+    """
+
+    def __init__(self, why: Exception) -> None:
+        super().__init__(error_msg=str(why))
+        self.why = why
+
+
 class Losses:
     """Counts how often each trial was lost since it last got on."""
 
@@ -58,6 +70,7 @@ class EqualBugs:
 
 def loss_of(error: Exception) -> Failure:
     """What ended an attempt, as far as Ray can tell."""
+    error = error.why if isinstance(error, LostActorError) else error
     return Failure(cause=_cause(error), error=_summary(error), traceback=str(error))
 
 
@@ -74,12 +87,12 @@ def _cause(error: Exception) -> FailureCause:
         return "storage"
     if isinstance(error, ray_errors.OutOfMemoryError):
         return "out_of_memory"
-    if getattr(error, "preempted", False):
+    if any(getattr(told, "preempted", False) for told in (error, getattr(error, "cause", None))):
         return "preempted"
-    if isinstance(error, ray_errors.NodeDiedError) or "its node has died" in str(error):
+    if isinstance(error, ray_errors.NodeDiedError | ray_errors.ObjectLostError) or "its node has died" in str(error):
         return "node_lost"
     if isinstance(error, ray_errors.ActorUnavailableError):  # a node that lives would have told by now that its worker died
         return "node_lost"
-    if isinstance(error, ray_errors.RayActorError | ray_errors.WorkerCrashedError):
+    if isinstance(error, ray_errors.WorkerCrashedError) or not isinstance(error, ray_errors.RayTaskError):
         return "worker_lost"
     return "bug"

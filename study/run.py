@@ -2,11 +2,9 @@
 
 import contextlib
 import json
-import signal
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +35,6 @@ from trainables.storage import Folder
 
 if TYPE_CHECKING:
     from study.record import TrialRecord
-    from study.searcher import StudySearcher
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -273,13 +270,24 @@ def _tune(
     from study.board import Board
     from study.ray_watch import ray_watch
     from study.searcher import StudySearcher
-    from study.tuner_hooks import LossCallback, StopWhenAsked
+    from study.tuner_hooks import (
+        LossCallback,
+        StopWhenAsked,
+        every_loss_is_heard,
+        graceful_interrupt,
+        what_the_searcher_knows_first,
+    )
     from trainables.ray_trainable import ExperimentTrainable
 
     with Board(spec, record.past, record.num_failed, console) as board, tempfile.TemporaryDirectory() as scratch:
         searcher = StudySearcher(spec, record, outbox, board, max_concurrent=allowed)
         stopper = StopWhenAsked(searcher, time_budget_s, folder.is_asked_to_stop)
-        with _graceful_interrupt(searcher, console), ray_watch(searcher, spec.name, console, is_embedded=is_embedded):
+        with (
+            graceful_interrupt(searcher, console),
+            ray_watch(searcher, spec.name, console, is_embedded=is_embedded),
+            what_the_searcher_knows_first(searcher),
+            every_loss_is_heard(),
+        ):
             tune.Tuner(
                 tune.with_resources(ExperimentTrainable, {"cpu": spec.num_cpus, "gpu": spec.num_gpus}),
                 tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
@@ -292,8 +300,6 @@ def _tune(
                     callbacks=[LossCallback(searcher)],
                 ),
             ).fit()
-        if searcher.error is not None:
-            raise searcher.error
     return _outcome(
         spec,
         record,
@@ -315,27 +321,6 @@ def _outcome(
         interrupted=interrupted,
         time_is_up=time_is_up,
     )
-
-
-@contextmanager
-def _graceful_interrupt(searcher: "StudySearcher", console: Console) -> Iterator[None]:
-    """Ctrl-C or SIGTERM keeps what is done and stops; a second one stops at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, _: Any) -> None:
-        if searcher.interrupted:
-            raise KeyboardInterrupt
-        searcher.interrupted = True
-        console.print("stopping: running trials save their work (once more to stop at once)", highlight=False)
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _notify(console: Console, sentence: str | None) -> None:

@@ -1,6 +1,7 @@
 """MLflow: a study is a parent run, a trial a child run, a candidate a logged model. What they are called, how they are read."""
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
@@ -15,8 +16,10 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
 from mlflow.entities import Experiment, LoggedModel, Run
+from mlflow.store.db import utils as database
 
 from study.errors import UserError
+from study.home import make_wal
 
 PREFIX = "narrow_study."
 STUDY_TAG = PREFIX + "study"
@@ -28,6 +31,7 @@ CANDIDATE_TAG = PREFIX + "candidate"
 CANDIDATE_PREFIX = "candidate/"
 """Of a candidate's metrics: MLflow puts them into the history of the trial's run, too, where they must hide none of its own."""
 PARENT = -1
+_SQLITE = "sqlite:///"
 _MAX_REASON = 200
 _FIRST_TO_KNOW = re.compile(r"""\(Caused by \w+\(["'](?:.*\): )?(.*)["']\)+$""")
 """What the innermost of a chain of HTTP libraries says, without the connection that it says it of."""
@@ -52,9 +56,33 @@ def connect(tracking_uri: str) -> mlflow.MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     with answering(tracking_uri):
+        if tracking_uri.startswith(_SQLITE) and "?" not in tracking_uri:
+            make_database(Path(tracking_uri.removeprefix(_SQLITE)))
         client = mlflow.MlflowClient(tracking_uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def make_database(file: Path) -> None:
+    """Make MLflow's tables, unless the file is there: beside its place, so that it is there with all of them or not at all.
+
+    MLflow itself makes them one by one, and would never start again on a database whose making was cut short.
+    """
+    if file.exists() and file.stat().st_size:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name(f"{file.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if file.exists() and file.stat().st_size:  # somebody else was quicker
+            return
+        draft = file.with_name(f"{file.name}.draft")
+        for left in file.parent.glob(f"{draft.name}*"):
+            left.unlink()
+        engine = database.create_sqlalchemy_engine_with_retry(f"{_SQLITE}{draft}")
+        database._initialize_tables(engine)
+        engine.dispose()
+        make_wal(draft)
+        draft.rename(file)
 
 
 @contextlib.contextmanager

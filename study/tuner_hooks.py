@@ -1,14 +1,75 @@
-"""What Ray Tune asks beside its searcher: why an attempt broke down, whether to stop."""
+"""What Ray Tune asks beside its searcher, and what must be around it: losses, interruptions, errors."""
 
 import pickle
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from rich.console import Console
 
+from study.retries import LostActorError
 from study.searcher import StudySearcher
+
+
+@contextmanager
+def graceful_interrupt(searcher: StudySearcher, console: Console) -> Iterator[None]:
+    """Ctrl-C or SIGTERM keeps what is done and stops; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, _: Any) -> None:
+        if searcher.interrupted:
+            raise KeyboardInterrupt
+        searcher.interrupted = True
+        console.print("stopping: running trials save their work (once more to stop at once)", highlight=False)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def what_the_searcher_knows_first(searcher: StudySearcher) -> Iterator[None]:
+    """Raise what the searcher knows to have ended the session, rather than what Ray says then."""
+    try:
+        yield
+    except Exception:
+        if searcher.error is None:
+            raise
+    if searcher.error is not None:
+        raise searcher.error
+
+
+@contextmanager
+def every_loss_is_heard() -> Iterator[None]:
+    """Inside, whatever Ray says of a lost worker reaches its trial.
+
+    Tune ends the whole run for what it does not expect: a worker that Ray's memory monitor killed, a report that was lost with
+    its node.
+    """
+    patched: Any = RayActorManager
+    original = patched._actor_task_failed
+
+    def failed(manager: Any, task: Any, error: Exception) -> None:
+        is_known = isinstance(error, RayActorError | RayTaskError)
+        original(manager, task, LostActorError(error) if isinstance(error, RayError) and not is_known else error)
+
+    patched._actor_task_failed = failed
+    try:
+        yield
+    finally:
+        patched._actor_task_failed = original
 
 
 class LossCallback(tune.Callback):

@@ -167,6 +167,9 @@ class Attempt:
             Folder(assignment.study_folder).read("study.json")
             self._log.restore(self._folder)
         self._checkpoints.claim()
+        if assignment.attempt > 1:
+            self._folder.sweep()
+            self._folder.child("model").sweep()
         self._world.start()
         blueprint = plan(assignment, self._world.seat)
         self._config = blueprint.config
@@ -174,6 +177,9 @@ class Attempt:
         device = blueprint.device
         logger.info("trial %d, attempt %d, on %s (pid %d), %s", assignment.trial, assignment.attempt, _HOST, os.getpid(), device)
         state = self._checkpoints.load()
+        if state is not None and state["config"] != assignment.config:  # the record went back to before this trial was drawn
+            logger.warning("the checkpoint is of another config; begins anew")
+            state = None
         if state is not None:
             self._measurements = [Measurement(**fields) for fields in state["measurements"]]
             self._resumed_step = self._saved_step = len(self._measurements)
@@ -202,6 +208,7 @@ class Attempt:
         assert self._experiment is not None
         state = {
             "experiment": self._experiment.state_dict(),
+            "config": self.assignment.config,
             "measurements": [dataclasses.asdict(measurement) for measurement in self._measurements],
         }
         self._checkpoints.refuse_if_superseded()

@@ -38,6 +38,7 @@ class Checkpoints:
 
     def __init__(self, folder: Folder, attempt: int) -> None:
         self._folder, self._attempt = folder, attempt
+        self._damaged: set[str] = set()
 
     def claim(self) -> None:
         """Take the trial over from older attempts.
@@ -76,7 +77,7 @@ class Checkpoints:
         data = buffer.getvalue()
         names, visible = self._look()
         new = f"step-{step:08d}-{self._attempt:04d}-{_digest(data)}.pt"
-        kept = sorted({*visible, new})[-NUM_KEPT:]
+        kept = sorted({*visible, new} - self._damaged)[-NUM_KEPT:]
         with storage_errors("checkpoints"):
             self._folder.write(new, data)
             for name in names:
@@ -99,6 +100,7 @@ class Checkpoints:
             if match and match[3] == _digest(data):
                 state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
                 return state
+            self._damaged.add(name)
             logger.warning("checkpoint %s/%s is damaged; going back to the one before", self._folder.address, name)
         return None
 

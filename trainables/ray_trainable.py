@@ -7,7 +7,7 @@ from ray import tune
 from ray.exceptions import WorkerCrashedError
 
 from trainables.attempt import Attempt
-from trainables.failures import FATAL_TO_THE_WORKER
+from trainables.failures import FATAL_TO_THE_WORKER, SupersededError
 from trainables.protocol import Assignment
 from trainables.storage import StorageError
 
@@ -17,6 +17,9 @@ class LostWorkerError(WorkerCrashedError):
 
     It is one of Ray's own, so that a study takes it for what it is and tries the trial again in another worker.
     """
+
+    preempted = False
+    """Whether another attempt has the trial: no fault of this one's."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -42,7 +45,9 @@ class ExperimentTrainable(tune.Trainable):
         try:
             report = self._attempt.advance()
         except FATAL_TO_THE_WORKER as error:
-            raise LostWorkerError(str(error)) from error
+            lost = LostWorkerError(str(error))
+            lost.preempted = isinstance(error, SupersededError)
+            raise lost from error
         return {"report": report.to_json(), "done": report.finished or report.failure is not None}
 
     def cleanup(self) -> None:

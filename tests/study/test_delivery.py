@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from test_spec import spec
 
-from study import writer
+from study import tracking, writer
 from study.delivery import Delivery
 from study.errors import UserError
 from study.home import Home
@@ -151,3 +151,18 @@ def test_a_reason_is_one_short_line_that_names_the_cause():
     assert reason_of(Exception("(raised as a result of Query-invoked autoflush; ...)\n(sqlite3.OperationalError) full")).endswith(
         "full"
     )
+
+
+def test_a_store_whose_making_was_cut_short_is_made_anew(tmp_path, monkeypatch):
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+
+    def die_in_the_middle(engine):
+        tracking.database.InitialBase.metadata.create_all(engine)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tracking.database, "_initialize_tables", die_in_the_middle)
+        connect(uri)
+    assert not (tmp_path / "new" / "mlflow.db").exists()
+    connect(uri).create_experiment("x")
+    assert [file.name for file in (tmp_path / "new").iterdir() if "draft" in file.name] == []

@@ -13,6 +13,7 @@ from trainables.attempt import Attempt
 from trainables.charts import Chart, Panel, Series
 from trainables.cmsp.curriculum import CurriculumConfig
 from trainables.experiment import Candidate, Experiment, Metric
+from trainables.failures import SupersededError
 from trainables.model_files import load_model
 from trainables.protocol import Assignment, Measurement, Report
 from trainables.storage import Folder, StorageError
@@ -58,6 +59,27 @@ def test_a_closed_attempt_goes_on_in_the_next_one_with_the_same_numbers(tmp_path
     assert [m.step for m in reports[0].measurements] == [1, 2]  # the study may never have heard the first
     assert measurements(reports) == straight
     assert (tmp_path / "cut" / "log.txt").read_text().count("attempt") == 2
+
+
+def test_a_checkpoint_of_another_config_is_not_gone_on_from(tmp_path):
+    first = Attempt(assign(tmp_path / "s", seed=1))
+    first.advance()
+    first.close()
+    anew = measurements(run(Attempt(assign(tmp_path / "s", seed=2))))  # a power loss took the record back, not the checkpoint
+    assert anew == measurements(run(Attempt(assign(tmp_path / "other", seed=2))))
+    assert "the checkpoint is of another config; begins anew" in (tmp_path / "s" / "log.txt").read_text()
+
+
+def test_an_attempt_that_another_one_followed_writes_nothing_more(tmp_path):
+    old = Attempt(assign(tmp_path))
+    old.advance()
+    new = Attempt(assign(tmp_path, attempt=2))
+    new.advance()
+    files = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    old.close()
+    with pytest.raises(SupersededError, match="attempt 2 took over from attempt 1"):
+        run(old)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == files
 
 
 def test_a_finished_trial_that_nobody_heard_of_only_reports(tmp_path):

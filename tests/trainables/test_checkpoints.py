@@ -97,3 +97,16 @@ def test_what_a_killed_attempt_left_half_written_goes_when_the_next_one_takes_ov
     Checkpoints(folder, 2).claim()
     assert not half.exists()
     assert Checkpoints(folder, 2).load()["value"] == 1
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_before(folder):
+    attempt = Checkpoints(folder, 1)
+    attempt.save(5, state(5))
+    attempt.save(10, state(10))
+    folder.write(folder.names()[-1], b"torn")
+    again = Checkpoints(folder, 2)
+    again.claim()
+    assert again.load()["value"] == 5
+    again.save(6, state(6))
+    kept = [name for name in folder.names() if name.endswith(".pt")]
+    assert [int(name.split("-")[1]) for name in kept] == [5, 6]

@@ -237,7 +237,7 @@ def test_a_study_takes_a_lost_rank_or_device_for_a_lost_worker_and_tries_again(e
     from ray import cloudpickle
     from ray.exceptions import RayTaskError
 
-    from study.searcher import _cause
+    from study.retries import loss_of
     from trainables.ray_trainable import ExperimentTrainable, LostWorkerError
 
     class Breaks:
@@ -249,7 +249,7 @@ def test_a_study_takes_a_lost_rank_or_device_for_a_lost_worker_and_tries_again(e
     with pytest.raises(LostWorkerError, match="gone") as raised:
         trainable.step()
     as_the_driver_gets_it = RayTaskError("step", "Traceback", raised.value, "title", 1, "127.0.0.1").as_instanceof_cause()
-    assert _cause(cloudpickle.loads(cloudpickle.dumps(as_the_driver_gets_it))) == "worker_lost"
+    assert loss_of(cloudpickle.loads(cloudpickle.dumps(as_the_driver_gets_it))).cause == "worker_lost"
 
 
 @pytest.mark.gpu
