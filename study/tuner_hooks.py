@@ -61,9 +61,10 @@ def every_loss_is_heard() -> Iterator[None]:
     patched: Any = RayActorManager
     original = patched._actor_task_failed
 
-    def failed(manager: Any, task: Any, error: Exception) -> None:
-        is_known = isinstance(error, RayActorError | RayTaskError)
-        original(manager, task, LostActorError(error) if isinstance(error, RayError) and not is_known else error)
+    def failed(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, RayError) and not isinstance(exception, RayActorError | RayTaskError):
+            exception = LostActorError(exception)
+        original(manager, tracked_actor_task=tracked_actor_task, exception=exception)
 
     patched._actor_task_failed = failed
     try:

@@ -208,12 +208,14 @@ def test_a_trial_that_is_a_curve_offers_each_of_its_models(home, tmp_path):
     assert open_study("c1", home=home).load_model(0, 1) == [0.25, 1.0]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_study_under_another_name(t1, home):
     again(home, "t2", trials=6)
     for first, second in zip(open_study("t1", home=home).trials(), open_study("t2", home=home).trials(), strict=True):
         assert (first.params, first.metrics) == (second.params, second.metrics)
 
 
+@pytest.mark.slow
 def test_launching_again_runs_nothing_raises_no_ray_and_a_larger_budget_extends(t1, home, monkeypatch):
     again(home, "t3", trials=2)
     before = open_study("t3", home=home).trials()
@@ -235,6 +237,7 @@ def test_a_study_goes_on_only_as_what_it_was(t1, home):
         again(home, "t1", seed=5)
 
 
+@pytest.mark.slow
 def test_a_first_launch_that_failed_leaves_its_name_free(home):
     with pytest.raises(UserError, match=r"a trial must fit the cluster, .*; "):
         again(home, "s1", trials=1, cpus_per_trial=1000)
@@ -242,6 +245,7 @@ def test_a_first_launch_that_failed_leaves_its_name_free(home):
     assert again(home, "s1", trials=1).num_finished == 1
 
 
+@pytest.mark.slow
 def test_trials_share_what_one_of_them_made(home):
     quiet = Console(quiet=True)
     assert launch("mnist_narrowing:tiny", name="n1", trials=4, home=home, console=quiet).num_finished == 4

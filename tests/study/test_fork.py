@@ -296,6 +296,7 @@ def test_mlflow_hears_of_the_parents_and_of_a_very_long_line_of_the_last():
     assert session_tags(spec())["parents"] == []
 
 
+@pytest.mark.slow
 def test_a_fork_runs_and_tells_of_its_parent(home, monkeypatch):
     with monkeypatch.context() as patch:  # nobody asks what the parent found
         patch.setattr(run, "_run", begin)

@@ -31,6 +31,7 @@ def num_measurements(home, name):
             return 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_resume_does_the_rest(home, desk):
     process = commands.start("launch", "user_space:slow", "--name", "s1", "--max-concurrent", "2", home=home, cwd=desk)
     commands.wait_until(lambda: num_measurements(home, "s1") >= 16, "some trials under way")
@@ -75,6 +76,7 @@ def test_a_time_budget_stops_a_study_that_can_go_on(home, desk):
     assert "interrupted" in {row.state for row in open_study("s2", home=home).trials()}
 
 
+@pytest.mark.slow
 def test_every_way_to_fail_is_named_and_costs_no_other_trial(home, desk):
     result = commands.run("launch", "user_space:misbehaving", "--name", "m1", "--max-concurrent", "1", home=home, cwd=desk)
     assert result.returncode == 1, result.stderr

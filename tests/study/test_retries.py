@@ -71,13 +71,13 @@ def test_tune_hears_of_a_worker_that_the_memory_monitor_killed():
     manager._cleanup_actor = lambda tracked_actor: None
     error = OutOfMemoryError("Memory on the node was low")
     with pytest.raises(RuntimeError, match="Caught unexpected exception"):  # the day that Tune does this itself, ours may go
-        manager._actor_task_failed(Task, error)
+        manager._actor_task_failed(tracked_actor_task=Task, exception=error)
     with every_loss_is_heard():
-        manager._actor_task_failed(Task, error)
+        manager._actor_task_failed(tracked_actor_task=Task, exception=error)
     assert [type(told) for told in heard] == [LostActorError]
     assert heard[0].why is error
     with pytest.raises(RuntimeError):
-        manager._actor_task_failed(Task, error)
+        manager._actor_task_failed(tracked_actor_task=Task, exception=error)
 
 
 def test_losses_are_counted_from_the_last_step_that_a_trial_made():
