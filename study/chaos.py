@@ -101,9 +101,11 @@ def _run_in_peace(folder: Path, command: Sequence[str], num_trials: int) -> tupl
     """The study, and how fast it was."""
     launched_ms = time.time_ns() // 1_000_000
     with contextlib.closing(Patient(folder, command, num_trials)) as patient:
-        patient.finish()
-    if patient.surprises:
-        raise UserError(f"a study must run in peace before it is killed, but this one ends with {patient.surprises[0]}; mend it")
+        patient.max_surprises = 0
+        try:
+            patient.finish()
+        except StuckError as error:
+            raise UserError(f"a study must run in peace before it is killed, but {error}; mend it") from error
     with contextlib.closing(sqlite3.connect(f"file:{patient.study.outbox_file}?mode=ro", uri=True)) as connection:
         rows = connection.execute("SELECT payload FROM event WHERE key GLOB 'trial/*/end/*' ORDER BY seq").fetchall()
     ends_ms = [json.loads(payload)["time_ms"] for (payload,) in rows]

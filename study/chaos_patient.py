@@ -130,7 +130,7 @@ class Patient:
                 return False
             if time.monotonic() > deadline:
                 if self.num_ended == num_ended:
-                    raise StuckError(f"a study must get on or end, but for {_PATIENCE_S:g} s this one did neither")
+                    raise StuckError(f"for {_PATIENCE_S:g} s it neither got on nor ended")
                 deadline, num_ended = time.monotonic() + _PATIENCE_S, self.num_ended
             time.sleep(_POLL_S)
         return True
@@ -150,7 +150,7 @@ class Patient:
         lines = self.log.read_text(errors="replace").strip().splitlines() or ["no word"]
         self.surprises.append(f"exit code {code} ({lines[-1]})")
         if len(self.surprises) > self.max_surprises:
-            raise StuckError(f"a study must start again, but this one ends by itself with {self.surprises[-1]}")
+            raise StuckError(f"it ends by itself with {self.surprises[-1]}")
 
     def suffer(self, fault: Fault, pace: Pace) -> bool:
         """Have a fault happen; return whether there was an occasion.

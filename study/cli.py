@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -191,7 +192,7 @@ def chaos(
     settings: Settings = None,
     trials: Annotated[int | None, typer.Option(help="By default twice the kills, or the space's number if larger.")] = None,
     sampler: Sampler = "tpe",
-    workers: Annotated[int, typer.Option(help="Trials at once; several in the deterministic mode.")] = 1,
+    max_concurrent: Annotated[int, typer.Option(help="Trials at once; several in the deterministic mode.")] = 1,
     keep: Annotated[bool, typer.Option("--keep", help="Leave both studies on disk.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -201,12 +202,13 @@ def chaos(
     from study.spec import load_space
 
     num_trials = trials or max(2 * kills, load_space(space, arguments=read_arguments(settings or []))[0].num_trials)
-    command = [space, "--trials", str(num_trials), "--sampler", sampler, "--max-concurrent", str(workers)]
-    command += [f"--set={setting}" for setting in settings or []] + ["--deterministic"] * (workers > 1)
+    options = ["--trials", str(num_trials), "--sampler", sampler, "--max-concurrent", str(max_concurrent)]
+    options += [f"--set={setting}" for setting in settings or []]
+    command = [space, *options, *["--deterministic"] * (max_concurrent > 1)]
     console = make_console()
     say = (lambda _: None) if as_json else partial(console.print, markup=False, highlight=False)
     report = run_chaos(command, num_trials=num_trials, kills=kills, seed=seed, keep=keep, say=say)
-    again = f"study chaos {space} --kills {kills} --seed {seed}"
+    again = shlex.join(["study", "chaos", space, "--kills", str(kills), "--seed", str(seed), *options])
     if as_json:
         checks = [dataclasses.asdict(check) | {"holds": check.holds} for check in report.checks]
         print(json.dumps(dataclasses.asdict(report) | {"passed": report.passed, "checks": checks}, indent=2))

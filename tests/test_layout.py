@@ -96,7 +96,7 @@ def test_the_command_surface_grows_only_on_purpose():
         "resume": {"--trials", "--time-budget", "--max-concurrent", "--address"},
         "extend": {"--trials", "--time-budget", "--max-concurrent", "--address"},
         "stop": {"--timeout"},
-        "chaos": {"--kills", "--seed", "--set", "--trials", "--sampler", "--workers", "--keep", "--json"},
+        "chaos": {"--kills", "--seed", "--set", "--trials", "--sampler", "--max-concurrent", "--keep", "--json"},
         "list": {"--json"},
         "status": {"--tracking-uri", "--json"},
         "spaces": {"--json"},

@@ -181,9 +181,9 @@ def torment_ours(num_trials: int, kills: int, seed: int, say: Say) -> Ordeal:
         peace=facts[0],
         killed=facts[1],
         happened=report.faults,
-        errors=[] if errors == "none" else re.split(r"; (?=exit code|a study must)", errors),
+        errors=[] if errors == "none" else re.split(r"; (?=exit code|it ends|for )", errors),
         num_launches=report.num_launches,
-        says_done="a study must" not in errors,
+        says_done=not re.search("it ends by itself|nor ended", errors),
         minutes=report.seconds / 60,
     )
 
