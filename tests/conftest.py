@@ -1,6 +1,7 @@
 """What all tests share: a study home of their own, and science run as trials run it."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts us in the background may have it ignored, and children too
 
 
 @pytest.fixture(scope="session")
