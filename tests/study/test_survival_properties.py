@@ -491,7 +491,7 @@ def test_any_interleaving_of_deaths_leads_to_the_record_of_an_undisturbed_study(
 @pytest.mark.faults
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_many_interleavings_lead_to_the_record_of_an_undisturbed_study(case):
-    survive([case], max_examples=15, stateful_step_count=25, print_blob=True)
+    survive([case], max_examples=8, stateful_step_count=25, print_blob=True)
 
 
 def draw_all(sampler, cut_trial=None, num_writes=0):
