@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -109,8 +109,17 @@ def _is_meant(process: psutil.Process, target: str, driver: int) -> bool:
 
 def newest_checkpoint(storage: Path) -> Path | None:
     """Of the trials that are not done."""
-    files = (file for file in storage.glob("trials/*/checkpoints/step-*.pt") if not (file.parents[1] / "model").exists())
-    return max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
+    files = storage.glob("trials/*/checkpoints/step-*.pt")
+    return newest(file for file in files if not (file.parents[1] / "model").exists())
+
+
+def newest(files: Iterable[Path]) -> Path | None:
+    """The file that was written last, of those that are still there; None where none is."""
+    ages = dict[Path, int]()
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # a worker has pruned it meanwhile
+            ages[file] = file.stat().st_mtime_ns
+    return max(ages, key=ages.__getitem__, default=None)
 
 
 def tear(file: Path) -> None:

@@ -40,7 +40,8 @@ class Findings:
         states: of Optuna's trials, by name.
         trials: state, parameters and values of each, by number.
         repeated: parameter sets that more than one trial has, as many times as they are too many.
-        statuses: of MLflow's runs of trials, by name; and of the study's own.
+        statuses: of MLflow's runs of trials, by name.
+        study_statuses: of its runs of the study.
         num_trials_with_run, num_runs: trials that MLflow knows, and their runs.
         bad_histories: metrics of runs whose steps do not go 1, 2, 3 to the last.
         metrics: of each trial the values of every metric, step by step.
@@ -52,7 +53,7 @@ class Findings:
     trials: Mapping[int, Any]
     repeated: int
     statuses: Mapping[str, int]
-    parents: Mapping[str, int]
+    study_statuses: Mapping[str, int]
     num_trials_with_run: int
     num_runs: int
     bad_histories: int
@@ -70,6 +71,7 @@ def look_at(study: StudyFolder, storage: Path) -> Findings:
     experiment = client.get_experiment_by_name(study.name)
     runs = [] if experiment is None else client.search_runs([experiment.experiment_id], max_results=_MAX_RUNS)
     of_trials = [run for run in runs if run.data.tags.get(TRIAL_TAG) != str(PARENT)]
+    of_study = [run for run in runs if run.data.tags.get(TRIAL_TAG) == str(PARENT)]
     histories = {
         (int(run.data.tags[TRIAL_TAG]), key, run.info.run_id): client.get_metric_history(run.info.run_id, key)
         for run in of_trials
@@ -81,7 +83,7 @@ def look_at(study: StudyFolder, storage: Path) -> Findings:
         trials={trial.number: (trial.state.name, trial.params, trial.values) for trial in trials},
         repeated=sum(count - 1 for count in sets.values()),
         statuses=Counter(run.info.status for run in of_trials),
-        parents=Counter(run.info.status for run in runs if run not in of_trials),
+        study_statuses=Counter(run.info.status for run in of_study),
         num_trials_with_run=len({run.data.tags[TRIAL_TAG] for run in of_trials}),
         num_runs=len(of_trials),
         bad_histories=sum([row.step for row in rows] != list(range(1, len(rows) + 1)) for rows in histories.values()),
@@ -106,7 +108,7 @@ def compare(peace: Findings, killed: Findings) -> list[Check]:
         Check("parameter sets drawn twice", str(peace.repeated), str(killed.repeated)),
         Check("MLflow runs, and trials that have one", f"{num_trials}, {num_trials}", _pair(killed)),
         Check("MLflow runs of trials, by status", _shown(peace.statuses), _shown(killed.statuses)),
-        Check("MLflow run of the study", _shown(peace.parents), _shown(killed.parents)),
+        Check("MLflow run of the study", _shown(peace.study_statuses), _shown(killed.study_statuses)),
         Check("metrics whose steps have a gap or a repeat", "0", str(killed.bad_histories)),
         Check("metrics that are not those in peace", "0", _differing(peace.metrics, killed.metrics)),
         Check("trials that are not those in peace", "0", _differing(peace.trials, killed.trials)),

@@ -112,12 +112,13 @@ class Delivery:
                 ) from None
             if "error" in answer:
                 raise UserError(answer["error"])
-            self._is_ready = "ready" in answer or "failing" in answer or is_known
-            if "ready" in answer or "failing" in answer:
-                return
-            self._say(f"MLflow is still taking what the last session left: {self._outbox.num_pending()} events")
-            if is_known:  # the writer of that session takes what this one puts, until it ends
+            is_waiting = "waiting" in answer
+            if is_waiting:
+                self._say(f"MLflow is still taking what the last session left: {self._outbox.num_pending()} events")
+            if is_waiting and is_known:  # the writer of that session takes what this one puts, until it ends
                 self._trouble = "the last session's writer is not done"
+            self._is_ready = is_known or not is_waiting
+            if self._is_ready:
                 return
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

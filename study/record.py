@@ -102,13 +102,8 @@ class TrialRecord:
             if t.state == TrialState.COMPLETE
         ]
 
-        self._redrawn = {
-            number: self._draw_to_the_end(number) for number in self.unfinished if not self._has_config(trials[number])
-        }
-
-    @staticmethod
-    def _has_config(trial: optuna.trial.FrozenTrial) -> bool:
-        return _CONFIG in trial.user_attrs
+        cut_short = [number for number in self.unfinished if _CONFIG not in trials[number].user_attrs]
+        self._redrawn = {number: self._draw_to_the_end(number) for number in cut_short}
 
     def _draw_to_the_end(self, number: int) -> Draw:
         """Draw what is missing of a trial whose drawing was cut short, before any other trial's end is told.

@@ -39,7 +39,7 @@ from rich.table import Table
 
 from search_spaces.cmsp_curriculum import tiny
 from study.chaos import run_chaos
-from study.chaos_faults import Fault, draw_faults
+from study.chaos_faults import Fault, draw_faults, newest
 from study.chaos_patient import Pace, Patient, StuckError
 from study.home import Home
 from study.tracking import TRIAL_TAG
@@ -116,11 +116,7 @@ class StockPatient(Patient):
         return any(self.kept.glob(f"ray/{STOCK}/experiment_state-*.json"))
 
     def _newest_checkpoint(self) -> Path | None:
-        ages = dict[Path, int]()
-        for file in self.kept.glob(f"ray/{STOCK}/*/checkpoint_*/*.pt"):
-            with contextlib.suppress(FileNotFoundError):  # Ray has removed it meanwhile
-                ages[file] = file.stat().st_mtime_ns
-        return max(ages, key=ages.__getitem__, default=None)
+        return newest(self.kept.glob(f"ray/{STOCK}/*/checkpoint_*/*.pt"))
 
     def suffer(self, fault: Fault, pace: Pace) -> bool:
         """As ours does; what stock code has no place or process for befalls its driver."""

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from study.chaos import run_chaos
-from study.chaos_faults import Victim, draw_faults, newest_checkpoint, tear
+from study.chaos_faults import Victim, draw_faults, newest, newest_checkpoint, tear
 from study.chaos_sheet import Findings, compare
 from trainables.failpoints import Place
 
@@ -16,7 +16,7 @@ PEACE = Findings(
     trials={0: ("COMPLETE", {"x": 1}, [1.0]), 1: ("COMPLETE", {"x": 2}, [2.0])},
     repeated=0,
     statuses={"FINISHED": 2},
-    parents={"FINISHED": 1},
+    study_statuses={"FINISHED": 1},
     num_trials_with_run=2,
     num_runs=2,
     bad_histories=0,
@@ -43,7 +43,7 @@ def test_a_study_that_comes_to_the_same_passes():
         ({"num_runs": 3}, "MLflow runs, and trials that have one"),
         ({"num_trials_with_run": 1}, "MLflow runs, and trials that have one"),
         ({"statuses": {"FINISHED": 1, "RUNNING": 1}}, "MLflow runs of trials, by status"),
-        ({"parents": {"RUNNING": 1}}, "MLflow run of the study"),
+        ({"study_statuses": {"RUNNING": 1}}, "MLflow run of the study"),
         ({"bad_histories": 1}, "metrics whose steps have a gap or a repeat"),
         ({"metrics": {(0, "loss"): [2.0, 1.0], (1, "loss"): [2.5]}}, "metrics that are not those in peace"),
         ({"trials": {0: ("COMPLETE", {"x": 1}, [1.0])}}, "trials that are not those in peace"),
@@ -80,6 +80,12 @@ def test_the_newest_checkpoint_of_a_trial_that_is_not_done_is_torn(tmp_path):
     assert newest.name == "step-00000002-0001-aa.pt"
     tear(newest)
     assert newest.read_bytes() == b"x" * 5
+
+
+def test_a_checkpoint_that_is_pruned_meanwhile_is_not_the_newest(tmp_path):
+    (tmp_path / "there").write_bytes(b"x")
+    assert newest([tmp_path / "gone", tmp_path / "there"]) == tmp_path / "there"
+    assert newest([tmp_path / "gone"]) is None
 
 
 def test_a_study_that_is_killed_four_times_comes_to_what_it_comes_to_in_peace():
