@@ -10,9 +10,13 @@ if TYPE_CHECKING:
     from study.query import open_study as open_study
     from study.run import launch as launch
     from study.run import resume as resume
+    from study.several import open_studies as open_studies
 
-__all__ = ["fork", "launch", "open_study", "resume"]
-_HOMES = {"fork": "study.life", "launch": "study.run", "resume": "study.run", "open_study": "study.query"}
+__all__ = ["fork", "launch", "open_studies", "open_study", "resume"]
+_HOMES = {
+    "fork": "study.life", "launch": "study.run", "resume": "study.run", "open_study": "study.query",
+    "open_studies": "study.several",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from study import cli_pareto
 from study.cli_life import Name, Sampler, Settings, app, make_console, read_arguments
 from study.errors import UserError
 
 if TYPE_CHECKING:
-    from study.query import Study, TrialRow
+    from study.query import Study
+    from study.trials import TrialRow
+
+_WITH_COMMANDS = (cli_pareto,)
+"""Modules that add their commands to the app when they are imported."""
 
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow's address; by default the one of the launch.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -99,33 +104,6 @@ def spaces(as_json: AsJson = False) -> None:
         print(json.dumps(entries, indent=2))
     else:
         show(entries, make_console())
-
-
-@app.command()
-def pareto(
-    name: Name,
-    as_json: AsJson = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw it: front.png, .svg, .pdf, or front.html to explore.")] = None,
-    tracking_uri: TrackingUri = None,
-) -> None:
-    """Show the Pareto front: the trials, or their candidates, that no other beats in every objective."""
-    from study import pictures, report
-
-    study = _open(name, tracking_uri)
-    front = study.front()
-    if plot is not None:
-        pictures.plot_front(study, front, plot)
-    if as_json:
-        print(json.dumps(front.to_json(), indent=2))
-    elif as_csv:
-        print(report.front_csv(front), end="")
-    else:
-        console = make_console()
-        console.print(report.front_table(front) if front.rows else f"the front of {name} is empty")
-        console.print(report.summary(front), highlight=False)
-        if plot is not None:
-            console.print(f"plot: {plot}", highlight=False, soft_wrap=True)
 
 
 @app.command()

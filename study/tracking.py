@@ -16,7 +16,6 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
 from mlflow.entities import Experiment, LoggedModel, Run
-from mlflow.store.db import utils as database
 
 from study.errors import UserError
 from study.home import make_wal
@@ -75,6 +74,8 @@ def make_database(file: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if file.exists() and file.stat().st_size:  # somebody else was quicker
             return
+        from mlflow.store.db import utils as database  # half a second that only the first launch of a home needs
+
         draft = file.with_name(f"{file.name}.draft")
         for left in file.parent.glob(f"{draft.name}*"):
             left.unlink()
@@ -114,48 +115,36 @@ def reason_of(error: Exception) -> str:
     return text if len(text) <= _MAX_REASON else f"{text[:40]} ... {text[45 - _MAX_REASON :]}"
 
 
-def read_runs(tracking_uri: str, name: str) -> tuple[Run, list[Run]]:
-    """The parent run of a study and its trials' runs, by trial number.
+def find_experiment(client: mlflow.MlflowClient, name: str) -> tuple[Experiment, Run | None]:
+    """MLflow's experiment of a name, and of a study its parent run; of an experiment of somebody else's None.
 
     Raises:
-        UserError: if MLflow has no such study.
+        UserError: if MLflow has no such experiment, or the study has no parent run yet.
     """
-    client = connect(tracking_uri)
     experiment = client.get_experiment_by_name(name)
-    if experiment is None or STUDY_TAG not in experiment.tags:
-        known = ", ".join(sorted(found.name for found in _study_experiments(client))) or "none yet"
+    if experiment is None:
+        known = ", ".join(sorted(found.name for found in study_experiments(client))) or "none yet"
         raise UserError(
-            f"a study must be in MLflow's store, but {tracking_uri} has no {name!r} (there: {known}); see `study list`"
+            f"a study must be in MLflow's store, but {client.tracking_uri} has no {name!r} (there: {known}); see `study list`"
         )
-    found = _all_runs(client, experiment.experiment_id)
-    by_number = {int(run.data.tags[TRIAL_TAG]): run for run in found if TRIAL_TAG in run.data.tags}
-    if PARENT not in by_number:
+    if STUDY_TAG not in experiment.tags:
+        return experiment, None
+    found = client.search_runs([experiment.experiment_id], f"tags.`{TRIAL_TAG}` = '{PARENT}'")
+    if not found:
         raise UserError(f"a study must have its parent run in MLflow, but {name!r} has none yet; wait for its first trial")
-    return by_number.pop(PARENT), [by_number[number] for number in sorted(by_number)]
+    return experiment, found[0]
 
 
-def _all_runs(client: mlflow.MlflowClient, experiment_id: str) -> list[Run]:
-    runs: list[Run] = []
+def study_experiments(client: mlflow.MlflowClient, condition: str | None = None) -> list[Experiment]:
+    """The experiments that are studies of ours, and meet a condition in MLflow's filter syntax."""
+    found: list[Experiment] = []
     token: str | None = None
     while True:
-        page = client.search_runs([experiment_id], max_results=_PAGE, page_token=token)
-        runs += page
+        page = client.search_experiments(filter_string=condition, max_results=_MODELS_PAGE, page_token=token)
+        found += [experiment for experiment in page if STUDY_TAG in experiment.tags]
         token = page.token
         if not token:
-            return runs
-
-
-def _study_experiments(client: mlflow.MlflowClient) -> list[Experiment]:
-    return [found for found in client.search_experiments() if STUDY_TAG in found.tags]
-
-
-def read_candidates(tracking_uri: str, experiment_id: str) -> list[LoggedModel]:
-    """The candidates of a study's trials that are ready, by trial and number."""
-    found = all_models(mlflow.MlflowClient(tracking_uri), experiment_id)
-    ready = [model for model in found if model.status == "READY" and CANDIDATE_TAG in model.tags]
-    # a page may repeat models of the one before, since the newest come first and a study that runs makes more
-    by_place = {(int(model.tags[TRIAL_TAG]), int(model.tags[CANDIDATE_TAG])): model for model in ready}
-    return [by_place[place] for place in sorted(by_place)]
+            return found
 
 
 def all_models(client: mlflow.MlflowClient, experiment_id: str, condition: str | None = None) -> list[LoggedModel]:

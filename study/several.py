@@ -1,0 +1,156 @@
+"""Several studies asked as one, by name, pattern or tag; and experiments that no study of ours made."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from study.errors import UserError
+from study.home import Home, check_name
+from study.index_files import Index
+from study.models import ModelSource
+from study.query import Studies, read, study_of, tracking_uri_of
+from study.trials import METRIC, Trials, join_tables
+
+Progress = Callable[[int], None]
+
+
+def open_studies(
+    names: Sequence[str] = (),
+    *,
+    tags: Sequence[str] = (),
+    metrics: Mapping[str, str] | None = None,
+    tracking_uri: str | None = None,
+    home: str | Path | None = None,
+    refresh: bool = False,
+    progress: Progress = lambda _: None,
+) -> Studies:
+    """Read studies and ask them as one; a single one comes as itself (`study.query.Study`).
+
+    Args:
+        names: of studies, or patterns such as `l*`; also of MLflow's experiments that no study of ours made.
+        tags: `key=value`: all studies whose experiment has one of these tags in MLflow.
+        metrics: of experiments of somebody else's: our name for a metric, by theirs.
+        tracking_uri: None for the one that each study was launched with from this home, or the home's own.
+        home: None for `$STUDY_HOME`.
+        refresh: read everything again.
+        progress: told how many runs of an experiment have been read.
+
+    Raises:
+        UserError: if nothing has such a name or tag, or MLflow does not answer.
+    """
+    place = Home(home)
+    found = _find(names, tags, tracking_uri, place)
+    parts = []
+    for name, uri in found.items():
+        folder = place.study(name) if _is_study_name(name) else None
+        is_running = folder.holder() is not None if folder is not None and folder.exists() else None
+        index = read(uri, name, place, refresh=refresh, progress=progress)
+        if index.origin.run_id is None:
+            parts.append(_foreign(index, uri, metrics or {}))
+        else:
+            parts.append(study_of(index, uri, is_running=is_running))
+    return parts[0] if len(parts) == 1 else merge(parts)
+
+
+def _find(names: Sequence[str], tags: Sequence[str], tracking_uri: str | None, home: Home) -> dict[str, str]:
+    """The tracking URI of every study that is meant, by name."""
+    own = {} if tracking_uri else {folder.name: tracking_uri_of(folder) for folder in home.studies()}
+    uri = tracking_uri or home.tracking_uri
+    listed = None
+    found: dict[str, str] = {}
+    for name in names:
+        if not _is_pattern(name):
+            found[name] = own.get(name, uri)
+            continue
+        listed = _experiments(uri) if listed is None else listed
+        matching = {known: own.get(known, uri) for known in sorted({*own, *listed}) if fnmatchcase(known, name)}
+        if not matching:
+            known = ", ".join(sorted({*own, *listed})) or "none yet"
+            raise UserError(f"a pattern must fit a study, but {name!r} fits none of {known}; see `study list`")
+        found |= matching
+    for tag in tags:
+        found |= {known: own.get(known, uri) for known in _tagged(tag, {uri, *own.values()})}
+    if not found:
+        raise UserError("some study must be named, but got none; name one, or give --tag KEY=VALUE; see `study list`")
+    return found
+
+
+def _is_pattern(name: str) -> bool:
+    return any(sign in name for sign in "*?[")
+
+
+def _is_study_name(name: str) -> bool:
+    try:
+        return bool(check_name(name))
+    except UserError:
+        return False
+
+
+def _experiments(tracking_uri: str, condition: str | None = None) -> list[str]:
+    """Names of the studies in an MLflow, by name."""
+    from study.tracking import connect, study_experiments
+
+    if tracking_uri.startswith("sqlite:///") and not Path(tracking_uri.removeprefix("sqlite:///")).exists():
+        return []  # a home without a study has no database yet
+    return sorted(found.name for found in study_experiments(connect(tracking_uri), condition))
+
+
+def _tagged(tag: str, tracking_uris: Iterable[str]) -> list[str]:
+    key, equals, value = tag.partition("=")
+    if not key or not equals or "`" in key or "'" in value:
+        raise UserError(f"--tag must be KEY=VALUE, but got {tag!r}; try team=alice")
+    found = [name for uri in sorted(tracking_uris) for name in _experiments(uri, f"tags.`{key}` = '{value}'")]
+    if not found:
+        raise UserError(
+            f"a tag must be one that a study's experiment has in MLflow, but none has {tag!r}; see MLflow's own pages"
+        )
+    return found
+
+
+def _foreign(index: Index, tracking_uri: str, metrics: Mapping[str, str]) -> Studies:
+    """An experiment that no study of ours made: its runs numbered by their start, its metrics renamed."""
+    name = index.origin.name
+    runs = index.runs.filter(pc.equal(index.runs["lifecycle"], "active"))
+    runs = runs.sort_by([("start_ms", "ascending"), ("run_id", "ascending")])
+    runs = runs.rename_columns([_renamed(column, metrics) for column in runs.column_names])
+    for column, values in (("study", pa.array([name] * runs.num_rows)), ("trial", pa.array(range(runs.num_rows), pa.int64()))):
+        runs = runs.set_column(runs.column_names.index(column), column, values)
+    source = {name: ModelSource(tracking_uri, index.origin.experiment_id, None)}
+    return Studies(
+        name=name,
+        all_trials=Trials(runs, source),
+        all_candidates=Trials(index.candidates, source),
+        objectives=(),
+        constraints={name: ()},
+        log_scale=(),
+        color_by=None,
+    )
+
+
+def _renamed(column: str, metrics: Mapping[str, str]) -> str:
+    theirs = column.removeprefix(METRIC)
+    return METRIC + metrics[theirs] if column.startswith(METRIC) and theirs in metrics else column
+
+
+def merge(parts: Sequence[Studies]) -> Studies:
+    """Several studies as one: objectives that all have in common, each study's own constraints.
+
+    A study of somebody else's has no objectives, and takes those of the others.
+    """
+    searched = {part.objectives: None for part in parts if part.objectives}
+    colors = {part.color_by for part in parts}
+    sources = {study: source for part in parts for study, source in part.all_trials.sources.items()}
+    trials = join_tables([part.all_trials.table for part in parts])
+    candidates = join_tables([part.all_candidates.table for part in parts])
+    return Studies(
+        name="+".join(part.name for part in parts),
+        all_trials=Trials(trials, sources, is_merged=True),
+        all_candidates=Trials(candidates, sources, is_merged=True),
+        objectives=next(iter(searched)) if len(searched) == 1 else (),
+        constraints={study: bounds for part in parts for study, bounds in part.constraints.items()},
+        log_scale=tuple(dict.fromkeys(name for part in parts for name in part.log_scale)),
+        color_by=colors.pop() if len(colors) == 1 else None,
+    )

@@ -1,0 +1,175 @@
+"""Several studies asked as one: by name, pattern, tag; with experiments that no study made; over seeds; by the command."""
+
+import json
+
+import pytest
+from made_runs import MadeStudy, empty_store, foreign_run
+
+from study import open_studies
+from study.cli import main
+from study.errors import UserError
+from study.query import Study
+from study.seeds import front_over_seeds
+
+
+@pytest.fixture(scope="module")
+def place(store, tmp_path_factory):
+    """A home with three studies, one of them of other objectives, and an experiment of somebody else's."""
+    from study.tracking import connect
+
+    connect(store)
+    home = tmp_path_factory.mktemp("home")
+    uri = empty_store(store, home)
+    first = MadeStudy(uri, "lasso-1", study_id="1")
+    first.trial(0, params={"strength": 1.0, "seed": 0}, loss=1.0, size=9.0)
+    first.trial(1, params={"strength": 1.0, "seed": 1}, loss=2.0, size=9.0)
+    first.trial(2, params={"strength": 3.0, "seed": 0}, loss=4.0, size=2.0)
+    first.trial(3, "failed")
+    second = MadeStudy(uri, "lasso-2", study_id="2", tags={"constraints": ["loss <= 3"]})
+    run_id = second.trial(0, params={"strength": 1.0, "seed": 0}, loss=1.5, size=8.0)
+    second.candidate(0, run_id, 0, loss=1.5, size=3.0)
+    second.candidate(0, run_id, 1, loss=3.5, size=0.5)
+    other = MadeStudy(uri, "other", study_id="3", tags={"objectives": [{"metric": "loss", "goal": "max", "unit": ""}]})
+    other.trial(0, loss=0.0, size=1.0)
+    other.client.set_experiment_tag(other.experiment_id, "team", "alice")
+    experiment = first.client.create_experiment("theirs")
+    foreign_run(first.client, experiment, params={"lr": 0.1, "kind": "a"}, val=0.5, size=30.0)
+    foreign_run(first.client, experiment, end="KILLED", val=0.1, size=1.0)
+    return home
+
+
+def labels(rows):
+    return [row.label for row in rows]
+
+
+def test_studies_merge_into_one_front_with_each_ones_own_constraints(place):
+    front = open_studies(["lasso-1", "lasso-2"], home=place).front()
+    assert front.study == "lasso-1+lasso-2"
+    assert labels(front.rows) == ["lasso-1/0", "lasso-2/0.0", "lasso-1/2"]
+    assert labels(front.infeasible) == ["lasso-2/0.1"]
+    assert front.left_out == {"failed": 1, "infeasible": 1}
+
+
+def test_one_study_comes_as_itself(place):
+    assert isinstance(open_studies(["lasso-1"], home=place), Study)
+    assert labels(open_studies(["lasso-1"], home=place).front().rows) == ["0", "2"]
+
+
+def test_a_pattern_finds_studies(place):
+    assert open_studies(["lasso-*"], home=place).name == "lasso-1+lasso-2"
+    with pytest.raises(UserError, match=r"a pattern must fit a study, but 'x\*' fits none of lasso-1, lasso-2, other; "):
+        open_studies(["x*"], home=place)
+
+
+def test_a_tag_of_the_experiment_finds_studies(place):
+    assert open_studies(tags=["team=alice"], home=place).name == "other"
+    with pytest.raises(UserError, match="--tag must be KEY=VALUE, but got 'team'"):
+        open_studies(tags=["team"], home=place)
+    with pytest.raises(UserError, match="none has 'team=bob'"):
+        open_studies(tags=["team=bob"], home=place)
+
+
+def test_nothing_named_is_a_mistake(place):
+    with pytest.raises(UserError, match="some study must be named, but got none"):
+        open_studies(home=place)
+
+
+def test_studies_without_common_objectives_must_be_asked_for_some(place):
+    both = open_studies(["lasso-1", "other"], home=place)
+    with pytest.raises(UserError, match="several studies must have the same objectives"):
+        both.front()
+    assert labels(both.front(["loss:max"]).rows) == ["lasso-1/2"]
+
+
+def test_an_experiment_of_somebody_elses_takes_part_under_our_names(place):
+    studies = open_studies(["lasso-1", "theirs"], metrics={"val": "loss"}, home=place)
+    front = studies.front()
+    assert labels(front.rows) == ["theirs/0", "lasso-1/0", "lasso-1/2"]
+    assert front.rows[0].params == {"lr": 0.1, "kind": "a"}
+    assert front.left_out == {"failed": 1, "interrupted": 1}
+    alone = open_studies(["theirs"], home=place)
+    assert labels(alone.front(["val:max", "size:min"]).rows) == ["0"]
+
+
+def test_models_that_differ_in_their_seed_are_one_row_with_a_band(place):
+    front = open_studies(["lasso-1"], home=place).front()
+    over_seeds = front_over_seeds(front, "seed")
+    first, second = over_seeds.rows
+    assert (first.params, first.labels, first.means) == ({"strength": 1.0}, ("0", "1"), {"loss": 1.5, "size": 9.0})
+    assert first.intervals["loss"] == (1.0, 2.0)
+    assert (second.params, second.intervals["loss"], second.front_share) == ({"strength": 3.0}, None, 1.0)
+    assert over_seeds.hypervolume_interval is not None
+    assert over_seeds == front_over_seeds(front, "seed")
+
+
+def test_a_seed_must_be_a_parameter(place):
+    front = open_studies(["lasso-1"], home=place).front()
+    with pytest.raises(
+        UserError, match=r"--seeds must name a parameter, or 'study', but got 'sed' \(parameters: strength, seed\)"
+    ):
+        front_over_seeds(front, "sed")
+
+
+def ask(capsys, monkeypatch, home, *options):
+    """What the command prints, and its exit status."""
+    monkeypatch.setattr("sys.argv", ["study", "pareto", *options])
+    monkeypatch.setenv("STUDY_HOME", str(home))
+    with pytest.raises(SystemExit) as end:
+        main()
+    printed = capsys.readouterr()
+    return printed.out + printed.err, end.value.code
+
+
+def test_the_command_answers_for_scripts(capsys, monkeypatch, place):
+    options = [
+        "lasso-1",
+        "lasso-2",
+        "--json",
+        "--dominated",
+        "--seeds",
+        "study",
+        "--reference",
+        "loss=5",
+        "--reference",
+        "size=10",
+    ]
+    fields = json.loads(ask(capsys, monkeypatch, place, *options)[0])
+    assert [row["label"] for row in fields["front"]] == ["lasso-1/0", "lasso-2/0.0", "lasso-1/2"]
+    assert fields["knee"] == "lasso-2/0.0"
+    assert fields["hypervolume"] == pytest.approx(4 * 1 + 3.5 * 6 + 1 * 1)
+    assert fields["dominated"] == [{"label": "lasso-1/1", "by": "lasso-2/0.0", "gaps": {"loss": 0.5, "size": 6.0}}]
+    assert {row["labels"][0] for row in fields["over_seeds"]["rows"]} >= {"lasso-1/0", "lasso-2/0.0"}
+    knee = json.loads(ask(capsys, monkeypatch, place, "lasso-*", "--knee", "--json")[0])
+    assert (knee["study"], knee["trial"], knee["candidate"]) == ("lasso-2", 0, 0)
+
+
+def test_the_command_answers_for_people(capsys, monkeypatch, place):
+    told, status = ask(capsys, monkeypatch, place, "lasso-1", "--hypervolume", "--dominated", "--seeds", "seed")
+    assert status == 0
+    assert "hypervolume: " in told
+    assert "means over seed" in told
+    assert "1.5 [1, 2]" in told
+    told, _ = ask(capsys, monkeypatch, place, "lasso-1", "lasso-2", "--knee")
+    assert "knee, the best compromise: lasso-2/0.0" in told
+    assert "lasso-1/2" not in told
+    told, _ = ask(capsys, monkeypatch, place, "lasso-1", "--constraint", "loss <= 0")
+    assert "the front of lasso-1 is empty" in told
+    assert "3 infeasible" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["lasso-1", "--objective", "los:min"], "must be a metric of lasso-1, but got 'los'"),
+        (["lasso-1", "--objective", "size"], None),
+        (["lasso-1", "--objective", "strength"], "an objective must be metric:min or metric:max, but got 'strength'"),
+        (["lasso-1", "--reference", "loss=x"], "--reference must be METRIC=NUMBER, but got 'loss=x'"),
+        (["lasso-1", "--reference", "loss=1"], "a reference must have a value for each objective (loss, size)"),
+        (["lasso-1", "--constraint", "loss"], "a constraint must read 'metric >= number'"),
+        (["lasso-3"], "has no 'lasso-3' (there: lasso-1, lasso-2, other)"),
+    ],
+)
+def test_a_mistake_is_one_sentence(capsys, monkeypatch, place, options, sentence):
+    told, status = ask(capsys, monkeypatch, place, *options)
+    assert status == (0 if sentence is None else 2)
+    assert sentence is None or (sentence in told and told.startswith("study: ") and told.count("\n") == 1)
