@@ -19,13 +19,14 @@ from torch import Tensor
 
 from trainables.charts import chart_files
 from trainables.checkpoints import Checkpoints
-from trainables.experiment import Experiment, check_declared, check_finite, gather_needs, make_experiment
+from trainables.experiment import Account, Experiment, check_declared, check_finite, gather_needs, make_experiment
 from trainables.failpoints import failpoint
 from trainables.failures import FATAL_TO_THE_WORKER, InvalidConfigError, SupersededError, failure_of
 from trainables.laws import require
 from trainables.model_files import save_model
 from trainables.parallel import World
 from trainables.parallel_seat import Seat
+from trainables.passport import Making, inputs_of
 from trainables.protocol import Assignment, Failure, Measurement, Offer, Report
 from trainables.registry import load_experiment
 from trainables.shared import Shared
@@ -57,6 +58,7 @@ class Attempt:
         self._checkpoints = checkpoints_of(assignment)
         self._experiment: Experiment | None = None
         self._config: Any = None
+        self._inputs: Mapping[str, Any] = {}
         self._measurements: list[Measurement] = []
         self._resumed_step = self._saved_step = 0
         self._saved_at = self._advanced_at = time.monotonic()
@@ -141,14 +143,21 @@ class Attempt:
             }
             for c in candidates
         ]
-        for candidate, offer in zip(candidates, offers, strict=True):
-            save_model(self._folder.child(offer["folder"]), self.assignment.experiment, self._config, candidate.tensors)
+        for c, offer in zip(candidates, offers, strict=True):
+            making = self._making(offer["metrics"], c.account, candidate=c.number)
+            name, folder = self.assignment.experiment, self._folder.child(offer["folder"])
+            save_model(folder, name, self._config, c.tensors, making=making)
         return offers
 
     def _save_results(self, experiment: Experiment) -> None:
         tensors, files = experiment.model_tensors(), experiment.model_files()
-        save_model(self._folder.child("model"), self.assignment.experiment, self._config, tensors, files)
+        making = self._making(self._measurements[-1].metrics if self._measurements else {}, experiment.account())
+        save_model(self._folder.child("model"), self.assignment.experiment, self._config, tensors, files, making)
         self._save_charts(experiment)
+
+    def _making(self, metrics: Mapping[str, float], account: Account, candidate: int | None = None) -> Making:
+        device = self._world.seat.device
+        return Making(metrics=metrics, account=account, inputs=self._inputs, device=device, candidate=candidate)
 
     def _save_charts(self, experiment: Experiment) -> None:
         """Write what is worth a look; the trial stands without it."""
@@ -172,7 +181,7 @@ class Attempt:
             self._folder.child("model").sweep()
         self._world.start()
         blueprint = plan(assignment, self._world.seat)
-        self._config = blueprint.config
+        self._config, self._inputs = blueprint.config, blueprint.inputs
         experiment = self._world.build(assignment, blueprint.make)
         device = blueprint.device
         logger.info("trial %d, attempt %d, on %s (pid %d), %s", assignment.trial, assignment.attempt, _HOST, os.getpid(), device)
@@ -244,6 +253,7 @@ class Blueprint:
     config: Any
     device: torch.device
     given: Mapping[str, Mapping[str, Tensor]]
+    inputs: Mapping[str, Any]  # what was given, as a passport tells it
 
     def make(self) -> Experiment:
         return make_experiment(self.experiment_class, self.config, device=self.device, given=self.given)
@@ -267,7 +277,8 @@ def plan(assignment: Assignment, seat: Seat) -> Blueprint:
         raise InvalidConfigError(str(error)) from error
     shared = Shared(Folder(assignment.study_folder).child("shared"))
     given = gather_needs(experiment_class, config, device=seat.device, shared=shared)
-    return Blueprint(experiment_class=experiment_class, config=config, device=seat.device, given=given)
+    inputs = inputs_of(experiment_class.needs(config), shared.digests)
+    return Blueprint(experiment_class=experiment_class, config=config, device=seat.device, given=given, inputs=inputs)
 
 
 def checkpoints_of(assignment: Assignment) -> Checkpoints:

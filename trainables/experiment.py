@@ -40,6 +40,39 @@ class Metric:
     meaning: str
 
 
+class MissingEvidenceError(ValueError):
+    """What an evaluation needs is not on this machine: nothing is said against the model."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Removal:
+    """Which units a model has lost.
+
+    Attributes:
+        score: what they were ranked by: a name of `trainables.pruning.scores.SCORES`, or in words.
+        kept: keep_H of every layer that could lose some, bool, by names that tell the layer, and the network of several.
+    """
+
+    score: str
+    kept: Mapping[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Account:
+    """What an experiment tells of a model that it has made; it goes into the model's passport.
+
+    Attributes:
+        evidence: what `evaluate` needs and cannot make from the config on another machine, such as held-out text; it is kept
+            with every model, so it should be small.
+        read: what was read, by name: tensors, of which the passport keeps a digest, or digests.
+        removal: None if nothing was removed.
+    """
+
+    evidence: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    read: Mapping[str, Tensor | str] = dataclasses.field(default_factory=dict)
+    removal: Removal | None = None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
     """A pruned model that a trial offers to the front, beside its last one.
@@ -48,11 +81,13 @@ class Candidate:
         number: from 0, in the order found; the same in every run of the same config.
         metrics: every name of `METRICS`.
         tensors: what `rebuild` needs beside the config.
+        account: as `Experiment.account`, of this model.
     """
 
     number: int
     metrics: dict[str, float]
     tensors: dict[str, Tensor]
+    account: Account = dataclasses.field(default_factory=Account)
 
 
 class Experiment(abc.ABC):
@@ -63,6 +98,7 @@ class Experiment(abc.ABC):
       - `step()` returns exactly the names of `METRICS`, the same in every step, and a candidate has exactly these;
       - candidates are numbered from 0, one by one, over all steps;
       - `progress` never falls, and ends at exactly 1.0;
+      - what `evaluate` says of a saved model, in another process, is what was reported of it;
       - importing an experiment loads none of ray, optuna, mlflow.
     """
 
@@ -72,6 +108,9 @@ class Experiment(abc.ABC):
     parallel: ClassVar[bool] = False
     """Whether several processes can train one: each makes it, loads its states and makes its steps, all with the same config
     and at the same time, and they find each other by `torch.distributed`. Everything else is asked of one process alone."""
+
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Packages beside torch that its numbers depend on, as pip names them: a model's passport tells their versions."""
 
     METRICS: ClassVar[tuple[Metric, ...]]
     """Everything `step()` returns."""
@@ -126,6 +165,37 @@ class Experiment(abc.ABC):
 
     def model_files(self) -> dict[str, bytes]:
         """Further files, by name, for the folder of the trained networks: what `rebuild` or other tools need beside tensors."""
+        return {}
+
+    def account(self) -> Account:
+        """What the passport of the trained networks tells beside what is known of every model."""
+        return Account()
+
+    @classmethod
+    def probe(cls, config: Any, model: Any) -> dict[str, Tensor]:
+        """Outputs of a rebuilt model, as it lies, on inputs that are always the same: they are kept, to compare rebuilds with.
+
+        Without them a rebuild is compared by its number of parameters alone. Inputs come from `trainables.randomness.draw_bytes`,
+        for another torch may draw others with its own generators.
+
+        Returns:
+            tensors of at most 1 MB together, by any names.
+        """
+        return {}
+
+    @classmethod
+    def evaluate(cls, config: Any, model: Any, evidence: Mapping[str, Tensor], *, device: torch.device) -> dict[str, float]:
+        """Measure a rebuilt model, or a candidate's, once more: all of `METRICS` that follow from the model alone.
+
+        Not what it has cost, nor what was true of it before; what is left out, nobody can check.
+
+        Args:
+            model: what `rebuild` returned, on the CPU; it may be moved.
+            evidence: of the model's account, as it was saved.
+
+        Raises:
+            MissingEvidenceError: if what it needs is not on this machine.
+        """
         return {}
 
     def candidates(self) -> list[Candidate]:

@@ -23,6 +23,8 @@ Place = Literal[
     "trial told",  # the record has the end, MLflow perhaps not
     "run ending",  # MLflow has all of the trial but its end
     "event delivered",  # MLflow has it, the outbox does not know
+    "trial clearing",  # its models are noted, its files about to go
+    "model going",  # tagged as dropped, its files still there
 ]
 
 

@@ -51,6 +51,12 @@ def draw_words(key_P: Tensor, start: Tensor | int, num_words: int) -> Tensor:
     return z_PW ^ _shift_right(z_PW, 31)
 
 
+def draw_bytes(count: int, *parts: int | str) -> Tensor:
+    """Draw bytes from the stream of a key: byte_N, uint8, on the CPU, the same on every machine and with every torch."""
+    word_W = draw_words(stream_keys([parts]), 0, -(-count // 8))[0]
+    return word_W.view(torch.uint8)[:count]
+
+
 def _shift_right(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)  # torch shifts int64 arithmetically: clear the copied sign bits
 

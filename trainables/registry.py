@@ -1,8 +1,10 @@
 """Which experiments there are: one line each. A new experiment is one more line here."""
 
 import importlib
+from collections.abc import Collection
 
 from trainables.experiment import Experiment
+from trainables.laws import require
 
 EXPERIMENTS: dict[str, str] = {
     "cmsp_curriculum": "trainables.cmsp.curriculum:Curriculum",
@@ -35,3 +37,18 @@ def load_experiment(name: str) -> type[Experiment]:
     if not (isinstance(found, type) and issubclass(found, Experiment)):
         raise ValueError(f"experiment must be a subclass of trainables.experiment.Experiment, but got {name!r}; derive from it")
     return found
+
+
+def load_named(name: str, trusted: Collection[str]) -> type[Experiment]:
+    """Import the experiment that a file names: one of ours, or one that its reader trusts, and no other module.
+
+    Args:
+        trusted: experiments of somebody's own, as `module:Class`, that may be imported.
+
+    Raises:
+        ValueError: if it is neither, or cannot be imported.
+    """
+    is_known = isinstance(name, str) and (name in EXPERIMENTS or name in EXPERIMENTS.values() or name in trusted)
+    law = f"a file's experiment must be one of {', '.join(sorted(EXPERIMENTS))}, or one that you trust"
+    require(is_known, law, repr(name), "to import that module, name it in `trusted`; do so only if you know it")
+    return load_experiment(name)

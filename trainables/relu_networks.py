@@ -117,6 +117,16 @@ def modules(tensors: Tensors) -> torch.nn.Sequential:
     return torch.nn.Sequential(*layers[:-1])
 
 
+def from_modules(network: torch.nn.Sequential) -> dict[str, Tensor]:
+    """The tensors of a network that `modules` made, as they are named here: copies without gradient."""
+    linear = [module for module in network if isinstance(module, torch.nn.Linear)]
+    tensors = {}
+    for layer, module in enumerate(linear):
+        tensors[f"layer{layer}.weight"] = module.weight.detach().mT.clone(memory_format=torch.contiguous_format)
+        tensors[f"layer{layer}.bias"] = module.bias.detach().clone()
+    return tensors
+
+
 def for_modules(tensors: Tensors) -> dict[str, Tensor]:
     """Turn tensors, with or without axes in front, to the orientation that `modules` takes; copies."""
     turned = {name: tensor.mT if name.endswith("weight") else tensor for name, tensor in tensors.items()}

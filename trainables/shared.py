@@ -107,11 +107,15 @@ class Shared:
     Args:
         folder: where they lie; it may hold other files too.
         settle_s: how long after seeing a claim to look for an earlier one; used on object stores alone.
+
+    Attributes:
+        digests: of what was read so far, by the keys of its recipes: the first 16 hex digits of its file's sha256.
     """
 
     def __init__(self, folder: Folder, *, settle_s: float = 2.0) -> None:
         self._folder = folder
         self._settle_s = settle_s
+        self.digests: dict[str, str] = {}
 
     def get(self, recipe: Recipe, device: torch.device) -> dict[str, Tensor]:
         """Read what a recipe makes, after making it on `device` if nobody has.
@@ -124,23 +128,27 @@ class Shared:
         Raises:
             StorageError: if the storage fails, or does not give back what it was given.
         """
-        return self._from_disk(recipe, device) if self._folder.is_local else self._from_object_store(recipe, device)
+        find = self._from_disk if self._folder.is_local else self._from_object_store
+        name, tensors = find(recipe, device)
+        self.digests[recipe.key] = name.removesuffix(".safetensors")[-_DIGEST_LENGTH:]
+        return tensors
 
-    def _from_disk(self, recipe: Recipe, device: torch.device) -> dict[str, Tensor]:
+    def _from_disk(self, recipe: Recipe, device: torch.device) -> tuple[str, dict[str, Tensor]]:
+        """The name of the file that holds it, and what it holds."""
         for name in self._published(recipe.key):
             tensors = self._read(name, recipe)
             if tensors is not None:
-                return tensors
+                return name, tensors
         with _locked(Path(self._folder.address) / f"{recipe.key}.lock", recipe.key):
             return self._from_disk_alone(recipe, device)
 
-    def _from_disk_alone(self, recipe: Recipe, device: torch.device) -> dict[str, Tensor]:
+    def _from_disk_alone(self, recipe: Recipe, device: torch.device) -> tuple[str, dict[str, Tensor]]:
         """Make it, unless another has while this one waited; the caller holds the lock."""
         self._sweep(recipe.key)
         for name in self._published(recipe.key):
             tensors = self._read(name, recipe)
             if tensors is not None:
-                return tensors
+                return name, tensors
             self._drop_damaged(name)
         data = _make(recipe, device, self.get)
         name = f"{recipe.key}-{_digest(data)}.safetensors"
@@ -148,7 +156,7 @@ class Shared:
         tensors = self._read(name, recipe)
         if tensors is None:
             raise _unkept(recipe.key)
-        return tensors
+        return name, tensors
 
     def _published(self, key: str) -> list[str]:
         """The files of a key: one, or none."""
@@ -166,15 +174,16 @@ class Shared:
                 if pattern.fullmatch(path.name):
                     path.unlink(missing_ok=True)
 
-    def _from_object_store(self, recipe: Recipe, device: torch.device) -> dict[str, Tensor]:
+    def _from_object_store(self, recipe: Recipe, device: torch.device) -> tuple[str, dict[str, Tensor]]:
         for _ in range(_NUM_TRIES):
             winner = self._winner(recipe.key)
             if winner is None:
                 winner = self._compete(recipe.key, _make(recipe, device, self.get), recipe.canonical)
-            tensors = self._read(f"{winner}.safetensors", recipe)
+            name = f"{winner}.safetensors"
+            tensors = self._read(name, recipe)
             if tensors is not None:
-                return tensors
-            self._drop_damaged(f"{winner}.claim", f"{winner}.safetensors")
+                return name, tensors
+            self._drop_damaged(f"{winner}.claim", name)
         raise _unkept(recipe.key)
 
     def _compete(self, key: str, data: bytes, claim: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeGuard
 from trainables.failpoints import failpoint
 
 _PARTIAL = ".partial"
+_NUM_TRIES = 3
 
 
 class StorageError(OSError):
@@ -128,6 +129,34 @@ class Folder:
                 filesystem, base = self._filesystem()
                 filesystem.delete_file(f"{base}/{name}")
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file here and below, by its path from here; also of those that are half-written."""
+        if not self.is_local:
+            base = self._filesystem()[1].rstrip("/")
+            return {info.path.removeprefix(f"{base}/"): info.size for info in self._objects(recursive=True)}
+        sizes = {}
+        for folder, _, names in os.walk(self.address):
+            for name in names:
+                path = Path(folder) / name
+                with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                    sizes[path.relative_to(self.address).as_posix()] = path.lstat().st_size
+        return sizes
+
+    def remove(self) -> None:
+        """Remove this folder with all that is in it; one that is gone already is no error.
+
+        What somebody else writes here at this moment may stay.
+        """
+        if self.is_local:
+            _remove_tree(Path(self.address))
+            return
+        from pyarrow import fs
+
+        filesystem, base = self._filesystem()
+        if filesystem.get_file_info(base).type == fs.FileType.Directory:
+            with contextlib.suppress(FileNotFoundError):
+                filesystem.delete_dir(base)
+
     def sweep(self) -> None:
         """Remove what a process that was killed left half-written here; a process that still writes fails."""
         if self.is_local:  # an object store shows whole objects only
@@ -143,11 +172,11 @@ class Folder:
             else:
                 (destination / name).write_bytes(self.read(name))
 
-    def _objects(self) -> list[Any]:
+    def _objects(self, *, recursive: bool = False) -> list[Any]:
         from pyarrow import fs
 
         filesystem, base = self._filesystem()
-        found = filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True))
+        found = filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=recursive))
         return [info for info in found if info.type == fs.FileType.File]
 
     def _filesystem(self) -> tuple[Any, str]:
@@ -156,6 +185,20 @@ class Folder:
 
             self._remote = fs.FileSystem.from_uri(self.address)
         return self._remote
+
+
+def _remove_tree(folder: Path) -> None:
+    for _ in range(_NUM_TRIES):
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:  # of something in it that was removed meanwhile, or the folder itself
+            if not folder.exists():
+                return
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+        else:
+            return
 
 
 def _sync_folder(folder: Path) -> None:

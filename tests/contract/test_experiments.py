@@ -16,9 +16,11 @@ import torch
 from trainables.charts import Chart, chart_files
 from trainables.experiment import Candidate, Experiment, build_experiment, check_declared
 from trainables.model_files import load_model, save_model
+from trainables.passport import Making
 from trainables.registry import EXPERIMENTS, load_experiment
 from trainables.shared import Shared
 from trainables.storage import Folder
+from trainables.verification_process import check_model
 
 CPU = torch.device("cpu")
 
@@ -148,6 +150,24 @@ def test_candidates_are_numbered_over_all_steps_have_exactly_the_declared_metric
         for loaded, expected in zip(networks(load_model(tmp_path)), networks(direct), strict=True):
             for ours, theirs in zip(loaded.parameters(), expected.parameters(), strict=True):
                 assert torch.equal(ours, theirs)
+
+
+def test_what_is_measured_of_saved_models_is_what_was_reported_of_them(experiment_class, make, tmp_path):
+    experiment = make(experiment_class)
+    reports, candidates = run_with_candidates(experiment)
+    name, config = next(name for name in EXPERIMENTS if load_experiment(name) is experiment_class), experiment_class.Config.tiny()
+    own = Making(metrics=reports[-1], account=experiment.account())
+    save_model(Folder(tmp_path / "own"), name, config, experiment.model_tensors(), experiment.model_files(), own)
+    for c in candidates:
+        making = Making(metrics=c.metrics, account=c.account, candidate=c.number)
+        save_model(Folder(tmp_path / str(c.number)), name, config, c.tensors, making=making)
+    for folder in tmp_path.iterdir():
+        checks = {check.name: check for check in check_model(folder, [], CPU)}
+        assert {check.outcome for check in checks.values()} <= {"passed", "not checked"}, checks
+        assert checks["rebuild"].outcome == checks["parameters"].outcome == "passed"
+        measured = {each.removeprefix("metric "): check for each, check in checks.items() if each.startswith("metric ")}
+        assert measured
+        assert all(check.told.endswith(", measured again") for check in measured.values()), measured  # to the last bit
 
 
 def test_charts_of_a_finished_trial_have_names_of_their_own_and_survive_json(experiment_class, make):

@@ -14,12 +14,15 @@ from trainables.charts import Chart, Panel, Series
 from trainables.cmsp.curriculum import CurriculumConfig
 from trainables.experiment import Candidate, Experiment, Metric
 from trainables.failures import SupersededError
+from trainables.mnist.narrowing_config import NarrowingConfig as DigitsConfig
 from trainables.model_files import load_model
+from trainables.passport import read_passport
 from trainables.protocol import Assignment, Measurement, Report
 from trainables.storage import Folder, StorageError
 
 HERE = Path(__file__).parent
 TINY = dataclasses.asdict(CurriculumConfig.tiny())
+ODD = "test_attempt:Odd"
 
 
 def assign(folder, *, experiment="cmsp_curriculum", attempt=1, **config):
@@ -48,6 +51,23 @@ def test_every_step_is_reported_and_the_last_leaves_a_model(tmp_path):
     assert steps[-1].progress == 1.0
     assert len(load_model(tmp_path / "model")) == 2
     assert "trial 3, attempt 1" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_model_has_a_passport_with_the_last_metrics_and_the_inputs_that_it_was_made_from(tmp_path):
+    config = dataclasses.asdict(DigitsConfig.tiny()) | {"method": "attribution", "num_seeds": 1}
+    reports = run(Attempt(dataclasses.replace(assign(tmp_path), experiment="mnist_narrowing", config=config)))
+    passport = read_passport(tmp_path / "model")
+    assert passport["metrics"] == measurements(reports)[-1].metrics
+    assert passport["removal"]["score"] == "sample_activation_attribution"
+    (shared,) = (tmp_path / "shared").glob("teacher-*.safetensors")
+    assert shared.name == f"{passport['inputs']['teacher0']['key']}-{passport['inputs']['teacher0']['digest']}.safetensors"
+
+
+def test_another_attempt_writes_the_same_model_to_the_last_byte(tmp_path):
+    for name in ("one", "other"):
+        run(Attempt(assign(tmp_path / name)))
+    contents = [{path.name: path.read_bytes() for path in (tmp_path / name / "model").iterdir()} for name in ("one", "other")]
+    assert contents[0] == contents[1]
 
 
 def test_a_closed_attempt_goes_on_in_the_next_one_with_the_same_numbers(tmp_path):
@@ -186,7 +206,7 @@ def chart(name, steps):
 
 
 def assign_odd(folder, **config):
-    return dataclasses.replace(assign(folder), experiment="test_attempt:Odd", config=config, import_paths=[str(HERE)])
+    return dataclasses.replace(assign(folder), experiment=ODD, config=config, import_paths=[str(HERE)])
 
 
 @pytest.mark.parametrize("progress", [1.5, float("nan"), -0.5])
@@ -243,9 +263,15 @@ def test_a_candidate_is_a_model_on_disk_before_it_is_reported(tmp_path):
         {"number": number, "metrics": {"loss": 0.25}, "folder": folder} for number, folder in enumerate(folders[:2])
     ]
     assert sorted(f"candidates/{path.name}" for path in (tmp_path / "candidates").iterdir()) == folders[:2]
-    assert load_model(tmp_path / folders[1])["x"].tolist() == [1, 1]
+    assert load_model(tmp_path / folders[1], trusted=[ODD])["x"].tolist() == [1, 1]
     assert [offer["folder"] for offer in offers(attempt.advance())] == folders[2:]
-    assert load_model(tmp_path / folders[2])["x"].tolist() == [2, 0]
+    assert load_model(tmp_path / folders[2], trusted=[ODD])["x"].tolist() == [2, 0]
+
+
+def test_a_candidate_has_a_passport_with_its_own_metrics(tmp_path):
+    Attempt(assign_odd(tmp_path, candidates=[0, 1])).advance()
+    passport = read_passport(tmp_path / "candidates" / "00001-1")
+    assert (passport["candidate"], passport["metrics"], passport["config"]["candidates"]) == (1, {"loss": 0.25}, [0, 1])
 
 
 def test_candidates_are_told_again_by_the_next_attempt_and_counted_on(tmp_path):

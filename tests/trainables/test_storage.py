@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 
 import pytest
 
@@ -71,3 +72,38 @@ def test_a_uri_goes_through_pyarrow(tmp_path):
     folder.delete("a")
     folder.delete("a")
     assert folder.names() == folder.child("nowhere").names() == []
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_folder_knows_its_bytes_and_goes_with_all_that_is_in_it(tmp_path, scheme):
+    folder = Folder(f"{scheme}{tmp_path}/study")
+    assert folder.sizes() == {}
+    folder.remove()
+    (tmp_path / "study" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "study" / "a" / "b" / ".c.partial").write_bytes(b"123")
+    (tmp_path / "study" / "d").write_bytes(b"1")
+    (tmp_path / "beside").write_bytes(b"1")
+    assert folder.sizes() == {"a/b/.c.partial": 3, "d": 1}
+    folder.child("a").remove()
+    assert folder.sizes() == {"d": 1}
+    folder.remove()
+    folder.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["beside"]
+
+
+def test_what_somebody_removes_or_writes_meanwhile_does_not_stop_a_removal(tmp_path, monkeypatch):
+    original, calls = shutil.rmtree, []
+
+    def disturbed(path):
+        calls.append(path)
+        if len(calls) == 1:
+            raise OSError(errno.ENOTEMPTY, "somebody writes")
+        if len(calls) == 2:
+            raise FileNotFoundError("somebody removes")
+        original(path)
+
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr("shutil.rmtree", disturbed)
+    Folder(tmp_path / "a").remove()
+    assert len(calls) == 3
+    assert not (tmp_path / "a").exists()

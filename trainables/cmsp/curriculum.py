@@ -8,7 +8,7 @@ Axes: P networks in the batch, S all seeds of the trial, B samples, I inputs, C 
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from trainables.charts import Chart, Panel, Series
 from trainables.cmsp.curriculum_config import CurriculumConfig
-from trainables.cmsp.networks import join, split
+from trainables.cmsp.networks import join, probe_logits, split
 from trainables.cmsp.population import Population
 from trainables.cmsp.task import Batches
 from trainables.cmsp.update_loop import UpdateLoop
-from trainables.experiment import DivergedError, Experiment, Metric
+from trainables.experiment import Account, DivergedError, Experiment, Metric
 from trainables.randomness import generator, stream_keys
-from trainables.relu_networks import for_modules, initial_network, modules
+from trainables.relu_networks import for_modules, from_modules, initial_network, modules
 
 
 class Curriculum(Experiment):
@@ -90,14 +90,11 @@ class Curriculum(Experiment):
 
     def _bind(self) -> None:
         """Make the streams and the loop of the networks that still train."""
-        config = self.config
-        evaluated = [config.composite, *[(atom,) for atom in config.composite]]
-        population, training = self._population, Batches(config.task, config.counts, self._keys("training"))
-        self._evaluation = Batches(config.task, dict.fromkeys(evaluated, config.samples_per_evaluation), self._keys("evaluation"))
+        config, seeds = self.config, self._training_seeds
+        population, key_P = self._population, _keys(config, seeds, "training", self.device)
+        training = Batches(config.task, config.counts, key_P)
+        self._evaluation = _evaluation_batches(config, seeds, self.device)
         self._loop = UpdateLoop(lambda index: population.update(*training.draw(index)), device=self.device)
-
-    def _keys(self, purpose: str) -> Tensor:
-        return stream_keys(((self.config.seed + seed, purpose) for seed in self._training_seeds), self.device)
 
     def step(self) -> dict[str, float]:
         stop = min(self._update + self.config.updates_per_step, self.config.num_updates)
@@ -113,20 +110,17 @@ class Curriculum(Experiment):
         every = self.config.updates_per_evaluation
         return min((self._update // every + 1) * every, self.config.num_updates)
 
-    @torch.no_grad()
     def _evaluate(self) -> None:
         """Measure fresh losses of every network that still trains, and let those that have converged go."""
-        loss_PB = self._population.losses(*self._evaluation.draw(self._update)) / math.log(2)
-        loss_CP = loss_PB.view(len(self._training_seeds), -1, self.config.samples_per_evaluation).mean(-1).T.tolist()
-        for place, seed in enumerate(self._training_seeds):
-            composite_bits = loss_CP[0][place]
+        measured = _measure(self.config, self._population, self._evaluation, self._update)
+        for place, (seed, (composite_bits, atomic_bits)) in enumerate(zip(self._training_seeds, measured, strict=True)):
             if not math.isfinite(composite_bits):
                 raise DivergedError(
                     f"the composite's loss must be finite, but is {composite_bits} for seed {self.config.seed + seed} at "
                     f"update {self._update}; lower learning_rate = {self.config.learning_rate}"
                 )
             self._composite_bits[seed] = composite_bits
-            self._atomic_bits[seed] = statistics.fmean(row[place] for row in loss_CP[1:])
+            self._atomic_bits[seed] = atomic_bits
             if composite_bits < self.config.target_loss_bits:
                 self._converged_at[seed] = self._update
                 self._final[seed] = self._population.parameter_PF[place].clone()
@@ -204,6 +198,39 @@ class Curriculum(Experiment):
         """One torch.nn.Sequential a seed: control bits and task bits in, two logits out."""
         return [modules({name: tensor[seed] for name, tensor in tensors.items()}) for seed in range(config.num_seeds)]
 
+    def account(self) -> Account:
+        """When each network was measured last: with which samples."""
+        last = [self._update if update is None else update for update in self._converged_at]
+        return Account(evidence={"updates": torch.tensor(last)})
+
+    @classmethod
+    def probe(cls, config: CurriculumConfig, model: list[torch.nn.Sequential]) -> dict[str, Tensor]:
+        """Logits of every network."""
+        return probe_logits(model)
+
+    @classmethod
+    def evaluate(
+        cls,
+        config: CurriculumConfig,
+        model: list[torch.nn.Sequential],
+        evidence: Mapping[str, Tensor],
+        *,
+        device: torch.device,
+    ) -> dict[str, float]:
+        """The losses, of the samples that they were measured on last; who converged, converged there."""
+        measured = []
+        for seed, (network, update) in enumerate(zip(model, evidence["updates"].tolist(), strict=True)):
+            parameter_PF = join(config.shape, [from_modules(network)]).to(device)
+            population = Population(config.shape, parameter_PF, [config.learning_rate])
+            measured += _measure(config, population, _evaluation_batches(config, [seed], device), update)
+        composite_bits, atomic_bits = zip(*measured, strict=True)
+        return {
+            "composite_loss_bits": statistics.median(composite_bits),
+            "atomic_loss_bits": statistics.median(atomic_bits),
+            "fraction_converged": sum(bits < config.target_loss_bits for bits in composite_bits) / config.num_seeds,
+            "parameters": statistics.median(sum(tensor.numel() for tensor in network.parameters()) for network in model),
+        }
+
     def charts(self) -> list[Chart]:
         """The losses over the samples (Fig 2, top)."""
         samples, *losses = zip(*self._history, strict=True)
@@ -214,3 +241,22 @@ class Curriculum(Experiment):
         x_label = "samples (all codes, mean over seeds)"
         panel = Panel(title="", x_label=x_label, y_label="loss (bits; chance 1)", series=series, y_log=True)
         return [Chart(name="losses", title="Losses of the composite and its atoms, median over seeds", panels=(panel,))]
+
+
+def _keys(config: CurriculumConfig, seeds: Sequence[int], purpose: str, device: torch.device) -> Tensor:
+    return stream_keys(((config.seed + seed, purpose) for seed in seeds), device)
+
+
+def _evaluation_batches(config: CurriculumConfig, seeds: Sequence[int], device: torch.device) -> Batches:
+    """What networks are measured on: the composite first, then its atoms."""
+    codes = [config.composite, *[(atom,) for atom in config.composite]]
+    counts = dict.fromkeys(codes, config.samples_per_evaluation)
+    return Batches(config.task, counts, _keys(config, seeds, "evaluation", device))
+
+
+@torch.no_grad()
+def _measure(config: CurriculumConfig, population: Population, evaluation: Batches, update: int) -> list[tuple[float, float]]:
+    """Losses of every network after an update, in bits: the composite's, and the mean of its atoms'."""
+    loss_PB = population.losses(*evaluation.draw(update)) / math.log(2)
+    loss_PC = loss_PB.view(len(evaluation.key_P), -1, config.samples_per_evaluation).mean(-1).tolist()
+    return [(composite, statistics.fmean(atoms)) for composite, *atoms in loss_PC]

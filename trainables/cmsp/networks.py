@@ -16,9 +16,11 @@ from torch import Tensor
 
 from trainables.laws import require
 from trainables.pruning.units import Units, mlp_neurons
+from trainables.randomness import draw_bytes
 
 NUM_CLASSES = 2
 _CACHE_LINE = 16  # float32 numbers
+_PROBE_SAMPLES = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,3 +139,10 @@ def join(shape: Shape, networks: Sequence[Mapping[str, Tensor]]) -> Tensor:
         for name, tensor in tensors.items():
             views[name][place][tuple(slice(size) for size in tensor.shape)] = tensor
     return flat_PF
+
+
+def probe_logits(networks: Sequence[torch.nn.Sequential]) -> dict[str, Tensor]:
+    """What networks as torch modules say of inputs that are always the same: `logits`, S networks x B x O."""
+    first = next(networks[0].parameters())
+    bit_BI = draw_bytes(_PROBE_SAMPLES * first.shape[1], "probe").view(_PROBE_SAMPLES, -1) & 1
+    return {"logits": torch.stack([network(bit_BI.to(first.dtype)) for network in networks])}

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from trainables.charts import Chart
-from trainables.cmsp.networks import join
+from trainables.cmsp.networks import join, probe_logits
 from trainables.cmsp.nonlocality_charts import draw_curves, draw_losses, draw_scores
 from trainables.cmsp.nonlocality_config import NonlocalityConfig
 from trainables.cmsp.nonlocality_metrics import METRICS, SparsityCurve, mean_overlap, unpruned_metrics
 from trainables.cmsp.nonlocality_training import Training
-from trainables.cmsp.recovery import Copy, Name, Recovery
+from trainables.cmsp.recovery import Copy, Name, Recovery, measure_copy
 from trainables.cmsp.scoring import score_neurons
 from trainables.cmsp.task import Code
-from trainables.experiment import Experiment
+from trainables.experiment import Account, Experiment, Removal
 from trainables.pruning.selection import choose_kept
 from trainables.randomness import generator
-from trainables.relu_networks import by_seed, from_seeds, initial_network
+from trainables.relu_networks import by_seed, from_modules, from_seeds, initial_network
 
 Stage = Literal["pretraining", "before", "lasso", "after"]
 """Pretraining and lasso train the networks; before and after the lasso, pruned copies of them recover."""
@@ -46,9 +46,7 @@ class Nonlocality(Experiment):
     def __init__(self, config: NonlocalityConfig, *, device: torch.device) -> None:
         self.config = config
         self.device = device
-        self._stages: list[Stage] = ["pretraining", "before"]
-        if config.method != "none":
-            self._stages += ["lasso", "after"]
+        self._stages = _stages(config)
         self._stage = 0  # place in them; their number when all is done
         self._update = 0  # of a stage that trains
         self._losses: list[list[float]] = []  # updates so far, then bits of A, B and the atoms
@@ -220,9 +218,49 @@ class Nonlocality(Experiment):
         """One torch.nn.Sequential a seed, as small as it was pruned: control bits and task bits in, two logits out."""
         return from_seeds(tensors)
 
+    def account(self) -> Account:
+        """Which neurons are kept of every network, and when each was measured last: with which samples."""
+        config = self.config
+        if not self._curves:
+            return Account()
+        kept = {
+            f"seed{place}.layer{layer}": keep_H
+            for place, ranking in enumerate(self._rankings)
+            for layer, keep_H in enumerate(choose_kept(ranking, config.sparsity))
+        }
+        last = list(self._curves.values())[-1].last_updates()
+        return Account(evidence={"updates": torch.tensor(last)}, removal=Removal(score=config.score, kept=kept))
+
+    @classmethod
+    def probe(cls, config: NonlocalityConfig, model: list[torch.nn.Sequential]) -> dict[str, Tensor]:
+        """Logits of every network."""
+        return probe_logits(model)
+
+    @classmethod
+    def evaluate(
+        cls,
+        config: NonlocalityConfig,
+        model: list[torch.nn.Sequential],
+        evidence: Mapping[str, Tensor],
+        *,
+        device: torch.device,
+    ) -> dict[str, float]:
+        """Size and accuracy on A of the pruned networks; the other metrics are of networks that are gone."""
+        stage, accuracies, neurons = _stages(config)[-1], [], []
+        for seed, network, update in zip(config.seeds, model, evidence["updates"].tolist(), strict=True):
+            name, tensors = _name(stage, seed, config.sparsity, config.target), from_modules(network)
+            accuracies.append(measure_copy(config, name, config.target, tensors, update, device))
+            neurons.append(sum(tensors[f"layer{layer}.bias"].numel() for layer in range(config.depth - 1)))
+        return {"target_accuracy": statistics.fmean(accuracies), "neurons_kept": statistics.fmean(neurons)}
+
     def charts(self) -> list[Chart]:
         """The sparsity curves (Fig 3), the losses through training, and what each neuron matters to A and B (Fig 8)."""
         return [draw_curves(self._curves), draw_losses(self.config, self._losses), draw_scores(self._scores)]
+
+
+def _stages(config: NonlocalityConfig) -> list[Stage]:
+    """All that a trial goes through."""
+    return ["pretraining", "before"] if config.method == "none" else ["pretraining", "before", "lasso", "after"]
 
 
 def _name(stage: Stage, seed: int, sparsity: float, code: Code) -> Name:

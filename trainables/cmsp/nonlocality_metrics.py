@@ -116,6 +116,11 @@ class SparsityCurve:
             "overlap": self.overlap,
         }
 
+    def last_updates(self) -> list[int]:
+        """Updates of recovery on A before the last measurement at the trial's sparsity, of every seed."""
+        here, every = self.config.grid.index(self.config.sparsity), self.config.updates_per_evaluation
+        return [min((len(seed[here]) - 1) * every, self.config.recovery_updates) for seed in self.accuracies["target"]]
+
     def _last_kept(self, by_sparsity: list[list[float]], *, recovered: bool) -> int | None:
         """Place in the grid up to which A is kept; None if nowhere."""
         place = None

@@ -48,9 +48,7 @@ class Copy:
 
     def width(self, config: NonlocalityConfig) -> int:
         """Of the population that it belongs to: its own widest layer, rounded up."""
-        quantum = pad(-(-config.width // _SIZES))
-        widest = max(int(keep_H.sum()) for keep_H in self.keep)
-        return max(1, -(-widest // quantum)) * quantum
+        return _rounded_width(config, [int(keep_H.sum()) for keep_H in self.keep])
 
 
 class Recovery:
@@ -137,6 +135,28 @@ class Recovery:
         if state["group"] is not None:
             self._group = _Group(self._config, self._queue[self._turn], self._device)
             self._group.load_state_dict(state["group"])
+
+
+def measure_copy(
+    config: NonlocalityConfig, name: Name, code: Code, network: Mapping[str, Tensor], update: int, device: torch.device
+) -> float:
+    """Measure a copy's accuracy as it was measured in its recovery, after so many updates: on the same samples.
+
+    Args:
+        network: the copy as it was then, as `Recovery.networks` has it.
+    """
+    widths = [network[f"layer{layer}.bias"].numel() for layer in range(config.depth - 1)]
+    shape = _shape(config, _rounded_width(config, widths))
+    population = Population(shape, join(shape, [network]).to(device), [config.learning_rate])
+    key_P = stream_keys([("recovered", *name)], device)
+    (accuracy,) = population.accuracies(*Batches(config.task, {code: config.score_samples}, key_P).draw(update)).tolist()
+    return float(accuracy)
+
+
+def _rounded_width(config: NonlocalityConfig, widths: Sequence[int]) -> int:
+    """Of the population of networks with layers of these widths."""
+    quantum = pad(-(-config.width // _SIZES))
+    return max(1, -(-max(widths) // quantum)) * quantum
 
 
 def _parts(config: NonlocalityConfig, copies: Sequence[Copy]) -> list[Sequence[Copy]]:

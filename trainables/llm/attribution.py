@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.charts import Chart
-from trainables.experiment import DivergedError, Experiment
+from trainables.experiment import Account, DivergedError, Experiment
 from trainables.laws import require
 from trainables.llm.anatomy import neurons, residual
 from trainables.llm.attribution_charts import draw_agreement
@@ -39,6 +39,7 @@ class Attribution(Experiment):
 
     Config: ClassVar[Any] = AttributionConfig
     METRICS = METRICS
+    libraries = ("transformers", "tokenizers")
 
     def __init__(self, config: AttributionConfig, *, device: torch.device, given: Mapping[str, Mapping[str, Tensor]]) -> None:
         self.config, self.device = config, device
@@ -156,6 +157,21 @@ class Attribution(Experiment):
     def rebuild(cls, config: AttributionConfig, tensors: Mapping[str, Tensor], files: Mapping[str, bytes]) -> nn.ParameterDict:
         """The table of `model_tensors`, by column; nothing is trained here."""
         return nn.ParameterDict({name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()})
+
+    def account(self) -> Account:
+        """Which of the table's layers is the residual stream, and digests of what scores and ablations read."""
+        read = {"calibration windows": self._read, "ablation windows": self._ablated_on}
+        return Account(evidence={"residual_layer": torch.tensor([len(self._layers) - 1])}, read=read)
+
+    @classmethod
+    def evaluate(
+        cls, config: AttributionConfig, model: nn.ParameterDict, evidence: Mapping[str, Tensor], *, device: torch.device
+    ) -> dict[str, float]:
+        """How well the table's scores agree with its ablations."""
+        table = {name: value_S.detach() for name, value_S in model.items()}
+        scores, is_residual_S = {name: table[name] for name in config.scores}, table["layer"] == evidence["residual_layer"]
+        found = correlations(table[REFERENCE], scores, config.score, is_residual_S)
+        return found | {"units_ablated": len(is_residual_S)}
 
     def charts(self) -> list[Chart]:
         """Every score against ablation (Fig 11)."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.charts import Chart
-from trainables.experiment import DivergedError, Experiment
+from trainables.experiment import Account, DivergedError, Experiment, Removal
 from trainables.llm.anatomy import neurons
 from trainables.llm.base import base_recipes
 from trainables.llm.corpus import Corpus
@@ -22,11 +22,12 @@ from trainables.llm.files import build, description, tensors_of, tokenizer_files
 from trainables.llm.lasso import GroupLasso
 from trainables.llm.narrowing_charts import draw_losses, draw_neurons
 from trainables.llm.narrowing_config import NarrowingConfig, Stage
-from trainables.llm.narrowing_metrics import METRICS, Ledger
-from trainables.llm.narrowing_models import cut, layers_of, num_parameters, parameters_of, require_cuttable, student
-from trainables.llm.narrowing_texts import Texts
+from trainables.llm.narrowing_metrics import METRICS, Ledger, loss_metrics, size_metrics
+from trainables.llm.narrowing_models import cut, layers_of, num_parameters, parameters_of, require_cuttable, score_of, student
+from trainables.llm.narrowing_texts import Texts, held_out_loss_nats
 from trainables.llm.packed_files import FILES, unpack_files
 from trainables.llm.pretrained import for_transformers
+from trainables.llm.probe import probe_logits
 from trainables.llm.shared_model import unpack_model
 from trainables.llm.training import Teacher, Trainer
 from trainables.shared import Recipe
@@ -46,6 +47,7 @@ class Narrowing(Experiment):
     Config: ClassVar[Any] = NarrowingConfig
     METRICS = METRICS
     parallel = True
+    libraries = ("transformers", "tokenizers")
 
     def __init__(self, config: NarrowingConfig, *, device: torch.device, given: Mapping[str, Mapping[str, Tensor]]) -> None:
         self.config, self.device, self._given = config, device, given
@@ -56,6 +58,7 @@ class Narrowing(Experiment):
         self._stages: list[Stage] = list(config.trainings)
         self._stage = 0  # place in them; their number when all is done
         self._relearned: list[float] = []  # loss on the other domains, of each learning rate
+        self._kept: dict[str, Tensor] = {}  # keep_H of every layer that was cut
         self._begun: nn.Module | None = None
         self._trainer: Trainer | None = None  # of lasso and recovery
         self._lasso: GroupLasso | None = None
@@ -116,7 +119,7 @@ class Narrowing(Experiment):
         """Cut the model, if this way does, and measure what is left before any recovery."""
         model = self._model
         if self.config.prunes:
-            num_tokens = cut(model, self.config, self._texts.score_windows().to(self.device))
+            num_tokens, self._kept = cut(model, self.config, self._texts.score_windows().to(self.device))
             self._ledger.note_scores(num_tokens, self._ledger.num_parameters)
             self._note_sizes()
         self._ledger.note_losses(self._texts.losses(model))
@@ -124,9 +127,7 @@ class Narrowing(Experiment):
         self._make_trainer("recovery")
 
     def _note_sizes(self) -> None:
-        model = self._model
-        *counts, dimensions = (units.count for units in layers_of(model, dissect(model, verify=False)))
-        self._ledger.note_sizes(num_parameters(model), counts, dimensions)
+        self._ledger.note_sizes(*_sizes(self._model))
 
     def _make_trainer(self, stage: Stage) -> None:
         model, training = self._model, self.config.trainings[stage]
@@ -182,6 +183,7 @@ class Narrowing(Experiment):
             "trainer": None if self._trainer is None else copy.deepcopy(self._trainer.state_dict()),
             "lasso": None if self._lasso is None else self._lasso.state_dict(),
             "ledger": self._ledger.state_dict(),
+            "kept": dict(self._kept),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -197,6 +199,7 @@ class Narrowing(Experiment):
         if self._lasso is not None:
             self._lasso.load_state_dict(state["lasso"])
         self._ledger.load_state_dict(state["ledger"])
+        self._kept = dict(state["kept"])
 
     def model_tensors(self) -> dict[str, Tensor]:
         """What the narrow model holds, by its names in transformers."""
@@ -218,9 +221,38 @@ class Narrowing(Experiment):
         """The narrow model as transformers has it; blocks may have MLPs of different widths."""
         return build(files, tensors)
 
+    def account(self) -> Account:
+        """The text that losses are measured on, a digest of that which scores read, and which units are left."""
+        windows = self._texts.evaluation_windows()
+        read = {f"evaluation windows of {domain}": window_WT for domain, window_WT in windows.items()}
+        if self.config.method == "attribution":
+            read["calibration windows"] = self._texts.score_windows()
+        removal = Removal(score=score_of(self.config), kept=self._kept) if self._kept else None
+        return Account(evidence=windows, read=read, removal=removal)
+
+    @classmethod
+    def probe(cls, config: NarrowingConfig, model: nn.Module) -> dict[str, Tensor]:
+        """Logits of a few tokens."""
+        return probe_logits(model)
+
+    @classmethod
+    def evaluate(
+        cls, config: NarrowingConfig, model: nn.Module, evidence: Mapping[str, Tensor], *, device: torch.device
+    ) -> dict[str, float]:
+        """Sizes, and held-out losses of all domains."""
+        model.to(device)
+        losses = {domain: held_out_loss_nats(model, window_WT.long()) for domain, window_WT in evidence.items()}
+        return loss_metrics(losses, config.kept_domain) | size_metrics(*_sizes(model))
+
     def charts(self) -> list[Chart]:
         """The losses of every domain over the tokens (Figs 5, 12 and 13), and where the neurons are that were kept."""
         return [
             draw_losses(self.config, self._corpus.domains, self._ledger.history),
             draw_neurons(self.config, self._ledger.neurons),
         ]
+
+
+def _sizes(model: nn.Module) -> tuple[int, list[int], int]:
+    """Parameters, neurons of each block, and residual dimensions of a model."""
+    *counts, dimensions = (units.count for units in layers_of(model, dissect(model, verify=False)))
+    return num_parameters(model), counts, dimensions

@@ -119,24 +119,17 @@ class Ledger:
             relearned: losses on the other domains after relearning, of the learning rates tried so far.
         """
         kept, to_target = self._config.kept_domain, self._tokens_to_target
-        other = statistics.fmean(loss for domain, loss in self._losses.items() if domain != kept)
+        losses = loss_metrics(self._losses, kept)
         pruned = self._losses if self._pruned is None else self._pruned
-        return {
-            "kept_loss_nats": self._kept_loss_nats,
-            "other_loss_nats": other,
+        return losses | {
             "pruned_loss_nats": pruned[kept],
-            "relearned_loss_nats": min(relearned, default=other),
-            **{f"loss_nats/{_plain(domain)}": loss for domain, loss in self._losses.items()},
+            "relearned_loss_nats": min(relearned, default=losses["other_loss_nats"]),
             **{f"pruned_loss_nats/{_plain(domain)}": loss for domain, loss in pruned.items()},
             "tokens_spent": self.tokens_spent,
             "tokens_to_target": self.tokens_spent if to_target is None else to_target,
             "reached_target": float(to_target is not None),
             "flops_spent": self._score_flops + sum(self._flops.values()),
-            "parameters_kept": self._sizes["parameters"],
-            "neurons_kept": sum(self.neurons),
-            "least_neurons": min(self.neurons),
-            **{f"neurons_of_block/{block:03d}": count for block, count in enumerate(self.neurons)},
-            "dimensions_kept": self._sizes["dimensions"],
+            **size_metrics(self._sizes["parameters"], self.neurons, self._sizes["dimensions"]),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -159,6 +152,27 @@ class Ledger:
         self._pruned, self._tokens_to_target = state["pruned"], state["tokens_to_target"]
         self._sizes, self.neurons = dict(state["sizes"]), list(state["neurons"])
         self.history = [list(row) for row in state["history"]]
+
+
+def loss_metrics(losses: Mapping[str, float], kept_domain: str) -> dict[str, float]:
+    """The metrics that follow from the held-out losses of all domains."""
+    losses = dict(sorted(losses.items()))  # a sum is rounded by its order
+    return {
+        "kept_loss_nats": losses[kept_domain],
+        "other_loss_nats": statistics.fmean(loss for domain, loss in losses.items() if domain != kept_domain),
+        **{f"loss_nats/{_plain(domain)}": loss for domain, loss in losses.items()},
+    }
+
+
+def size_metrics(num_parameters: int, neurons: Sequence[int], dimensions: int) -> dict[str, float]:
+    """The metrics that follow from a model's sizes, of which `neurons` counts those of each block."""
+    return {
+        "parameters_kept": num_parameters,
+        "neurons_kept": sum(neurons),
+        "least_neurons": min(neurons),
+        **{f"neurons_of_block/{block:03d}": count for block, count in enumerate(neurons)},
+        "dimensions_kept": dimensions,
+    }
 
 
 def _plain(domain: str) -> str:

@@ -58,20 +58,20 @@ def require_cuttable(model: nn.Module, config: NarrowingConfig) -> None:
     require(is_whole or not centred, law, config.residual_sparsity, "remove neurons only")
 
 
-def cut(model: nn.Module, config: NarrowingConfig, window_WT: Tensor) -> int:
+def cut(model: nn.Module, config: NarrowingConfig, window_WT: Tensor) -> tuple[int, dict[str, Tensor]]:
     """Score all units, and cut the least of them out, in place.
 
     Args:
         window_WT: of the kept domain, for scores that read.
 
     Returns:
-        tokens that the scores read.
+        tokens that the scores read, and keep_H of every layer that was cut, on the CPU.
     """
     anatomy = dissect(model)
     layers = layers_of(model, anatomy)
     reads = config.method == "attribution"
     losses = _losses(model, anatomy, window_WT) if reads else []
-    score = SCORES[config.attribution_score if reads else _BLIND_SCORE_OF[config.method]]
+    score = SCORES[score_of(config)]
     scores = score(parameters_of(model), layers, losses, generator(config.seed, "scores"))
     keep = choose_kept(scores[:-1], config.neuron_sparsity, per_layer=config.per_layer)
     (keep_D,) = choose_kept(scores[-1:], config.residual_sparsity)
@@ -80,7 +80,13 @@ def cut(model: nn.Module, config: NarrowingConfig, window_WT: Tensor) -> int:
     if keep[-1].all():  # a stream that stays whole may be under LayerNorm
         layers, keep = layers[:-1], keep[:-1]
     remove(model, anatomy, layers, keep)
-    return window_WT.numel() if reads else 0
+    kept = {units.name: keep_H.cpu() for units, keep_H in zip(layers, keep, strict=True)}
+    return window_WT.numel() if reads else 0, kept
+
+
+def score_of(config: NarrowingConfig) -> str:
+    """The name in SCORES that a method which cuts ranks by."""
+    return config.attribution_score if config.method == "attribution" else _BLIND_SCORE_OF[config.method]
 
 
 def student(base: nn.Module, config: NarrowingConfig) -> nn.Module:

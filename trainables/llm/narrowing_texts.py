@@ -3,6 +3,7 @@
 Axes: W windows, T tokens that a window asks a model for.
 """
 
+import torch
 from torch import Tensor, nn
 
 from trainables.laws import require
@@ -76,15 +77,29 @@ class Texts:
         total = sum(others.values())
         return {config.kept_domain: 1 - share} | {domain: share * weight / total for domain, weight in others.items()}
 
+    def evaluation_windows(self) -> dict[str, Tensor]:
+        """What losses are measured on, by domain: window_WT, in as few bytes as its tokens take."""
+        dtype = torch.uint16 if self._corpus.largest_id < 2**16 else torch.int32
+        return {domain: window_WT.to(dtype) for domain, window_WT in self._windows.items()}
+
     def loss_nats(self, model: nn.Module, domain: str) -> float:
         """Held-out loss of a domain.
 
         Raises:
             DivergedError: if it is not finite.
         """
-        batch_size = max(1, _TOKENS_AT_ONCE // self._config.window_length)
-        return mean_loss_nats(model, self._windows[domain], batch_size=batch_size)
+        return held_out_loss_nats(model, self._windows[domain])
 
     def losses(self, model: nn.Module) -> dict[str, float]:
         """Held-out losses of all domains."""
         return {domain: self.loss_nats(model, domain) for domain in self._windows}
+
+
+def held_out_loss_nats(model: nn.Module, window_WT: Tensor) -> float:
+    """Mean loss a token of windows, of which each asks for T tokens.
+
+    Raises:
+        DivergedError: if it is not finite.
+    """
+    batch_size = max(1, _TOKENS_AT_ONCE // (window_WT.shape[1] - 1))
+    return mean_loss_nats(model, window_WT, batch_size=batch_size)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from trainables.charts import Chart
-from trainables.experiment import Candidate, DivergedError, Experiment
+from trainables.experiment import Account, Candidate, DivergedError, Experiment, Removal
 from trainables.laws import require
-from trainables.mnist.data import Dataset, load_dataset
+from trainables.mnist.evaluation import dataset_of, evaluate_networks, evidence_of, probe_logits, test_images
 from trainables.mnist.narrowing_charts import draw_course
 from trainables.mnist.narrowing_config import SCORE_OF, NarrowingConfig
 from trainables.mnist.results import METRICS, Result, measure, summarize
@@ -48,19 +48,19 @@ class Narrowing(Experiment):
 
     Config: ClassVar[Any] = NarrowingConfig
     METRICS = METRICS
+    libraries = ("scikit-learn",)
 
     def __init__(
         self, config: NarrowingConfig, *, device: torch.device, given: Mapping[str, Mapping[str, Tensor]] | None = None
     ) -> None:
         self.config, self.device = config, device
-        data = _dataset(config).to(device)
-        kept, every = config.kept_classes, set(range(data.num_classes))
+        data = dataset_of(config).to(device)
+        kept = config.kept_classes
         self._data = data
-        self._train, self._validation, self._kept_test = (
-            images.of_classes(kept) for images in (data.train, data.validation, data.test)
-        )
-        self._other_test = data.test.of_classes(every - set(kept)) if every > set(kept) else None
+        self._train, self._validation = (images.of_classes(kept) for images in (data.train, data.validation))
+        self._kept_test, self._other_test = test_images(config, data)
         self._teachers = [_to(given[f"teacher{seed}"], device) for seed in config.seeds] if given else []
+        self._begun_with: dict[int, list[Tensor]] = {}  # of each seed that is pruned at once, what is kept of its teacher
         networks = [self._first_network(place) for place in range(config.num_seeds)]
         self._training = Training(config, self._train, networks, self._teachers)
         self._num_checks = 0
@@ -73,7 +73,7 @@ class Narrowing(Experiment):
     @classmethod
     def needs(cls, config: NarrowingConfig) -> dict[str, Recipe]:
         """The teacher of each seed, except from scratch."""
-        data = _dataset(config)
+        data = dataset_of(config)
         if not config.needs_teacher:
             return {}
         return {f"teacher{seed}": teacher_recipe(config.teacher, data, seed) for seed in config.seeds}
@@ -91,7 +91,9 @@ class Narrowing(Experiment):
         neurons = hidden_neurons(teacher)
         losses = [self._score_loss(seed)] if config.score_cost else []
         scores = SCORES[SCORE_OF[config.method]](teacher, neurons, losses, generator(seed, "random scores"))
-        return remove(teacher, neurons, self._choose_kept(scores))
+        keep = self._choose_kept(scores)
+        self._begun_with[place] = [keep_H.cpu() for keep_H in keep]
+        return remove(teacher, neurons, keep)
 
     def _choose_kept(self, scores: list[Tensor]) -> list[Tensor]:
         """Exactly as many neurons as the config says: ranked all together, or each layer its share."""
@@ -165,31 +167,32 @@ class Narrowing(Experiment):
             datapoints=self._datapoints,
             validation_accuracy=validation_accuracy,
             reached=reached,
+            kept_neurons=self._training.kept(place),
         )
 
     def _offer(self) -> None:
         """Make candidates of the sizes that every network has passed by now; of sizes passed at once, the smallest."""
-        complete: dict[tuple[int, ...], list[Result]] = {}
+        complete: dict[tuple[int, ...], tuple[int, list[Result]]] = {}  # with the smallest of the sizes
         for level, results in enumerate(self._levels):
             passed = [result for result in results if result is not None]
             if self.config.method == "group_lasso" and len(passed) == len(results) and not self._is_offered[level]:
                 self._is_offered[level] = True
-                complete[tuple(result.datapoints for result in passed)] = passed
+                complete[tuple(result.datapoints for result in passed)] = self.config.levels[level], passed
                 if level < len(self._levels) - 1:  # the files have them now
                     self._levels[level] = list[Result | None](dataclasses.replace(result, tensors={}) for result in passed)
-        for passed in complete.values():
-            number = self._num_offered + len(self._found)
-            tensors = by_seed([result.tensors for result in passed])
-            self._found.append(Candidate(number=number, metrics=summarize(passed), tensors=tensors))
+        for most_neurons, passed in complete.values():
+            self._add_candidate(passed, most_neurons)
+
+    def _add_candidate(self, results: list[Result], most_neurons: int) -> None:
+        tensors, number = by_seed([result.tensors for result in results]), self._num_offered + len(self._found)
+        account = self._account(results, most_neurons)
+        self._found.append(Candidate(number=number, metrics=summarize(results), tensors=tensors, account=account))
 
     def _offer_last(self) -> None:
         """Offer what a lasso run with candidates ends with, though not all its networks are done: other trials do so, too."""
-        number = self._num_offered + len(self._found)
-        if number > 0 and not self._is_offered[-1]:
+        if self._num_offered + len(self._found) > 0 and not self._is_offered[-1]:
             self._is_offered[-1] = True
-            last = self.results()
-            tensors = by_seed([result.tensors for result in last])
-            self._found.append(Candidate(number=number, metrics=summarize(last), tensors=tensors))
+            self._add_candidate(self.results(), self.config.neurons)
 
     def results(self) -> list[Result]:
         """Of each seed, once a step is made: its network at its final size, or as it is now."""
@@ -246,19 +249,47 @@ class Narrowing(Experiment):
         """One torch.nn.Sequential a seed, as small as it was pruned: pixels in [0, 1] in, a logit for every class out."""
         return from_seeds(tensors)
 
+    def account(self) -> Account:
+        """Which images it read, and which neurons of the teachers are left."""
+        return self._account(self.results(), self.config.neurons)
+
+    def _account(self, results: list[Result], most_neurons: int) -> Account:
+        """Of one result a seed, of which those count as reached that have no more neurons than that."""
+        evidence = evidence_of(self._data, most_neurons)
+        return Account(evidence=evidence, read={"data": self._data.fingerprint}, removal=self._removal(results))
+
+    def _removal(self, results: list[Result]) -> Removal | None:
+        """What is left of the teachers; None where networks began small."""
+        config = self.config
+        if config.method in ("from_scratch", "distillation"):
+            return None
+        kept = {}
+        for place, result in enumerate(results):
+            for layer, (index_H, width) in enumerate(zip(result.kept_neurons, config.teacher.widths, strict=False)):
+                begun_H = self._begun_with[place][layer].nonzero()[:, 0] if place in self._begun_with else torch.arange(width)
+                kept[f"seed{place}.layer{layer}"] = torch.isin(torch.arange(width), begun_H[index_H])
+        return Removal(score=SCORE_OF.get(config.method, config.method), kept=kept)
+
+    @classmethod
+    def probe(cls, config: NarrowingConfig, model: list[torch.nn.Sequential]) -> dict[str, Tensor]:
+        """Logits of every network, of images of noise."""
+        return probe_logits(model)
+
+    @classmethod
+    def evaluate(
+        cls,
+        config: NarrowingConfig,
+        model: list[torch.nn.Sequential],
+        evidence: Mapping[str, Tensor],
+        *,
+        device: torch.device,
+    ) -> dict[str, float]:
+        """All but the datapoints, on the images of the config, which must be those that it was made with."""
+        return evaluate_networks(config, model, evidence, device)
+
     def charts(self) -> list[Chart]:
         """Validation accuracy over datapoints and over neurons (Fig 4, right)."""
         return [draw_course(self.config, self._history)]
-
-
-def _dataset(config: NarrowingConfig) -> Dataset:
-    data = load_dataset(config.data_dir, validation_fraction=config.validation_fraction)
-    num_kept = len(data.train.of_classes(config.kept_classes))
-    law = "a batch must not be larger than the kept classes' training images"
-    require(config.batch_size <= num_kept, law, config.batch_size, f"use {num_kept} or less")
-    law = "score_samples must not be more than the kept classes' training images"
-    require(config.score_cost <= num_kept, law, config.score_cost, f"use {num_kept} or less")
-    return data
 
 
 def _to(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ class Population:
 
     Attributes:
         tensors: of all networks, with the axis P in front.
+        kept: of each network, for each hidden layer, which of its first units have not been cut out: index_H, ascending.
     """
 
     def __init__(self, networks: Sequence[Tensors], *, learning_rate: float, clip_norm: float) -> None:
@@ -36,6 +37,7 @@ class Population:
         self._learning_rate, self._clip_norm = learning_rate, clip_norm
         self._moments = [{name: torch.zeros_like(tensor) for name, tensor in self.tensors.items()} for _ in range(2)]
         self._num_updates = 0
+        self.kept = [[torch.arange(units.count) for units in hidden_neurons(network)] for network in networks]
 
     def __len__(self) -> int:
         return len(self.tensors["layer0.bias"])
@@ -101,6 +103,11 @@ class Population:
         """A copy of one network, without units that are zero."""
         return self._cut(self.tensors, place, [alive_PH[place] for alive_PH in self.alive()])
 
+    def kept_by(self, place: int) -> list[Tensor]:
+        """Which of its first units a network has as `network` gives it: index_H of each hidden layer."""
+        alive = [alive_PH[place].cpu() for alive_PH in self.alive()]
+        return [index_H[alive_H[: len(index_H)]] for index_H, alive_H in zip(self.kept[place], alive, strict=True)]
+
     @torch.no_grad()
     def keep(self, places: Sequence[int]) -> None:
         """Go on with these networks alone, in tensors as small as their living units allow."""
@@ -108,6 +115,7 @@ class Population:
         widest = [int(alive_PH.sum(1).max()) for alive_PH in alive]
         if list(places) == list(range(len(self))) and widest == [alive_PH.shape[1] for alive_PH in alive]:
             return
+        self.kept = [self.kept_by(place) for place in places]
         self.tensors, *self._moments = (
             stack([self._cut(tensors, place, kept) for place, *kept in zip(places, *alive, strict=True)])
             for tensors in (self.tensors, *self._moments)
@@ -120,7 +128,8 @@ class Population:
     def state_dict(self) -> dict[str, Any]:
         """Copies of everything but what the constructor takes."""
         copies = [{name: tensor.clone() for name, tensor in tensors.items()} for tensors in (self.tensors, *self._moments)]
-        return {"tensors": copies[0], "moments": copies[1:], "num_updates": self._num_updates}
+        kept = [[index_H.clone() for index_H in layers] for layers in self.kept]
+        return {"tensors": copies[0], "moments": copies[1:], "num_updates": self._num_updates, "kept": kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a state, which may hold other networks of other sizes."""
@@ -130,3 +139,4 @@ class Population:
             for tensors in (state["tensors"], *state["moments"])
         )
         self._num_updates = state["num_updates"]
+        self.kept = [[index_H.clone() for index_H in layers] for layers in state["kept"]]

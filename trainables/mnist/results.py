@@ -49,6 +49,7 @@ class Result:
         datapoints: training images that it has cost.
         reached: whether it has the target accuracy.
         tensors: as `trainables.relu_networks` names them, without dead neurons.
+        kept_neurons: which these are of those that the network began with: index_H of each hidden layer; empty if not known.
     """
 
     datapoints: int
@@ -57,6 +58,7 @@ class Result:
     other_accuracy: float
     reached: bool
     tensors: dict[str, Tensor]
+    kept_neurons: list[Tensor] = dataclasses.field(default_factory=list)
 
     @property
     def neurons(self) -> int:

@@ -130,6 +130,10 @@ class Training:
         """A copy of the network of a seed that is in training, without dead neurons."""
         return self.population.network(self.places.index(place))
 
+    def kept(self, place: int) -> list[Tensor]:
+        """Which of the units that it began with this network has: index_H of each hidden layer, ascending."""
+        return self.population.kept_by(self.places.index(place))
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "population": self.population.state_dict(),

@@ -101,6 +101,19 @@ def test_rows_of_the_hub(monkeypatch):
         texts(Source(kind="hub", where="codeparrot/github-code", domain="code"))
 
 
+@pytest.mark.parametrize(("version", "options"), [("2.14.6", {"trust_remote_code": False}), ("4.0.0", {})])
+def test_no_script_of_a_data_set_of_the_hub_is_run(monkeypatch, version, options):
+    asked = {}
+
+    def load_dataset(where, *, split, streaming, **others):
+        asked.update(others)
+        return iter(ROWS)
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset, __version__=version))
+    texts(Source(kind="hub", where="a/b", **BY_COLUMN))
+    assert asked == {"name": None} | options
+
+
 def test_the_hub_without_its_library_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=r"the library datasets must be installed for a/b, .* but got .*; pip install datasets"):

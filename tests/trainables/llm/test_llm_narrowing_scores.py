@@ -208,3 +208,27 @@ def test_a_trial_looks_at_its_model_when_it_is_asked_for_numbers(monkeypatch):
     experiment = begin(TINY)
     assert experiment.progress == 0.0
     assert [len(panel.series[0].x) for chart in experiment.charts() for panel in chart.panels] == [0, 0]
+
+
+@pytest.mark.parametrize(("method", "score"), [("attribution", "attribution"), ("random", "random")])
+def test_the_account_tells_which_units_are_left_and_by_which_score_also_after_a_checkpoint(method, score):
+    config = config_of(method)
+    before = begin(config)
+    before.model_tensors()  # now it is cut
+    experiment = begin(config)
+    experiment.load_state_dict(before.state_dict())
+    removal = experiment.account().removal
+    assert removal.score == score
+    for told_H, kept_H in zip(removal.kept.values(), kept_by(config), strict=True):
+        assert torch.equal(told_H, kept_H)
+
+
+def test_the_account_holds_the_held_out_text_and_digests_of_what_was_read():
+    account = begin(config_of("attribution")).account()
+    for domain, window_WT in account.evidence.items():
+        expected = corpus().windows(domain, TINY.window_length, TINY.evaluation_windows)
+        assert window_WT.dtype == torch.uint16
+        assert torch.equal(window_WT.long(), expected)
+    assert account.evidence.keys() == set(corpus().domains)
+    assert "calibration windows" in account.read
+    assert "calibration windows" not in begin(config_of("random")).account().read

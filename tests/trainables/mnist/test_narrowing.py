@@ -10,13 +10,14 @@ import torch
 from idx_files import NAMES, write_dataset
 
 from trainables.experiment import DivergedError, build_experiment
-from trainables.mnist import narrowing
+from trainables.mnist import evaluation
 from trainables.mnist.data import load_dataset
 from trainables.mnist.narrowing import Narrowing
 from trainables.mnist.narrowing_config import METHODS, SCORE_OF, NarrowingConfig
 from trainables.mnist.results import Result, accuracy, summarize
 from trainables.mnist.teacher import TeacherConfig
 from trainables.model_files import save_model
+from trainables.pruning.scores import SCORES
 from trainables.relu_networks import CrossEntropy, by_seed, hidden_neurons
 from trainables.shared import Shared
 from trainables.storage import Folder
@@ -359,7 +360,7 @@ def test_a_damaged_file_is_refused_before_anything_is_trained(tmp_path):
 def changed(monkeypatch, **splits):
     """Let narrowing find other images in some splits of the digits; the fingerprint stays, and with it the teachers."""
     data = dataclasses.replace(load_dataset(), **splits)
-    monkeypatch.setattr(narrowing, "load_dataset", lambda *args, **kwargs: data)
+    monkeypatch.setattr(evaluation, "load_dataset", lambda *args, **kwargs: data)
 
 
 def test_a_files_order_of_names_changes_no_number(teachers):
@@ -565,3 +566,39 @@ def test_more_images_than_there_are_cannot_be_asked_for():
 def test_a_class_that_the_data_do_not_have_is_refused():
     with pytest.raises(ValueError, match=r"each class must have images, but got none of \[10\]; name classes of the data set"):
         Narrowing.needs(dataclasses.replace(TINY, kept_classes=(0, 10)))
+
+
+def test_the_neurons_kept_at_once_are_those_that_matter_most_in_each_layer(shared, teachers):
+    experiment = begin(shared, dataclasses.replace(TINY, method="weight_norm", neurons=12))
+    experiment.step()
+    removal = experiment.account().removal
+    assert removal.score == "weight_norm"
+    for place, teacher in enumerate(teachers):
+        for layer, score_H in enumerate(SCORES["weight_norm"](teacher, hidden_neurons(teacher), [], torch.Generator())):
+            assert set(removal.kept[f"seed{place}.layer{layer}"].nonzero()[:, 0].tolist()) == set(
+                score_H.topk(6).indices.tolist()
+            )
+
+
+def test_each_candidate_of_a_lasso_run_keeps_some_of_the_neurons_of_the_one_before(finished):
+    experiment, _, found = finished["group_lasso"]
+    assert len(found) > 1
+    for earlier, later in zip(found, [*found[1:], experiment], strict=True):
+        before, after = earlier.account.removal.kept, (later.account() if later is experiment else later.account).removal.kept
+        assert all(bool((after[name] <= before[name]).all()) for name in before)
+    for c in found:
+        sizes = [tensor.numel() for name, tensor in sorted(c.tensors.items()) if "layer2" not in name and name.endswith("bias")]
+        assert [int(keep_H.sum()) for _, keep_H in sorted(c.account.removal.kept.items())] == sizes
+
+
+@pytest.mark.parametrize("method", ["distillation", "from_scratch"])
+def test_of_networks_that_began_small_nothing_was_removed(finished, method):
+    assert finished[method][0].account().removal is None
+
+
+def test_a_network_counts_as_reached_up_to_its_candidates_size_alone(finished):
+    c = finished["group_lasso"][2][0]
+    model, config = Narrowing.rebuild(TINY, c.tensors, {}), dataclasses.replace(TINY, method="group_lasso")
+    fewer = {**c.account.evidence, "most_neurons": torch.tensor([1])}
+    assert Narrowing.evaluate(config, model, c.account.evidence, device=CPU)["fraction_reached"] == 1.0
+    assert Narrowing.evaluate(config, model, fewer, device=CPU)["fraction_reached"] == 0.0

@@ -253,3 +253,17 @@ def test_populations_begin_as_the_stack_of_their_networks():
     networks = [network(seed=seed) for seed in range(3)]
     assert_alike([make(networks).tensors], [stack(networks)], rtol=0, atol=0)
     assert len(make(networks)) == 3
+
+
+def test_units_are_known_by_their_first_places_through_every_cut_and_checkpoint():
+    population = make()
+    population.mask(all_but([(0, 0, 1), (2, 0, 0), (2, 0, 3), (2, 1, 4)]))
+    population.keep([0, 2])
+    population.mask([torch.tensor([[True, False, True, True, True], [True] * 5]), torch.ones(2, 5, dtype=torch.bool)])
+    expected = [[[0, 3, 4, 5], [0, 1, 2, 3, 4]], [[1, 2, 4, 5], [0, 1, 2, 3]]]
+    assert [[index_H.tolist() for index_H in population.kept_by(place)] for place in (0, 1)] == expected
+    again = make()
+    again.load_state_dict(population.state_dict())
+    again.keep([1])
+    assert [index_H.tolist() for index_H in again.kept_by(0)] == expected[1]
+    assert [len(network["layer0.bias"]) for network in networks_of(again)] == [4]
