@@ -74,7 +74,7 @@ def run_chaos(
         with contextlib.closing(Patient(folder / "killed", command, num_trials)) as patient:
             happened, num_again = _torment(patient, kills, seed, pace, say)
             num_left_behind = patient.num_left_behind(_ORPHANS_S)
-        checks = compare(look_at(peace.study, peace.storage), look_at(patient.study, patient.storage))
+        checks = compare(look_at(peace.study), look_at(patient.study))
     except BaseException:
         say(f"both studies are in {folder}")
         raise

@@ -16,7 +16,8 @@ Victim = Literal["driver", "writer", "worker", "raylet", "everything", "power"]
 machine, or all of them; `power`: all of them, and the newest checkpoint is cut in half, as a power loss may leave it."""
 
 _VICTIMS: tuple[Victim, ...] = get_args(Victim)
-_PLACES: tuple[Place, ...] = get_args(Place)
+_PLACES: tuple[Place, ...] = tuple(place for place in get_args(Place) if place != "model going")
+"""But that one: a small study drops no model."""
 _LOSE_A_WORKER = ("worker", "file written", "work saved")
 _WORKERS = ("ray::ExperimentTrainable", "ray::ImplicitFunc")
 """What processes that run a trial are called: ours, and Ray Tune's where the trainable is a function."""

@@ -5,7 +5,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -46,7 +45,7 @@ class Findings:
         bad_histories: metrics of runs whose steps do not go 1, 2, 3 to the last.
         metrics: of each trial the values of every metric, step by step.
         front: objectives and parameters of its rows.
-        models: digest of every model's weights, by file.
+        models: digest of every trial's weights in MLflow, by trial and file.
     """
 
     states: Mapping[str, int]
@@ -62,7 +61,7 @@ class Findings:
     models: Mapping[str, str]
 
 
-def look_at(study: StudyFolder, storage: Path) -> Findings:
+def look_at(study: StudyFolder) -> Findings:
     """Read all of a study."""
     logging.getLogger("optuna").setLevel(logging.WARNING)
     trials = optuna.load_study(study_name=study.name, storage=f"sqlite:///{study.optuna_file}").get_trials(deepcopy=False)
@@ -78,6 +77,7 @@ def look_at(study: StudyFolder, storage: Path) -> Findings:
         for key in run.data.metrics
         if not key.startswith(CANDIDATE_PREFIX)
     }
+    artifacts = study.home.path / "mlartifacts" / study.name
     return Findings(
         states=Counter(trial.state.name for trial in trials),
         trials={trial.number: (trial.state.name, trial.params, trial.values) for trial in trials},
@@ -93,8 +93,9 @@ def look_at(study: StudyFolder, storage: Path) -> Findings:
             for row in open_study(study.name, home=study.home.path).front().to_json()["front"]
         ],
         models={
-            str(file.relative_to(storage)): hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted(storage.glob("trials/*/model/*.safetensors"))
+            f"trial {run.data.tags[TRIAL_TAG]}, {file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
+            for run in of_trials
+            for file in sorted(artifacts.glob(f"{run.info.run_id}/artifacts/model/*.safetensors"))
         },
     )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from study import cli_model, cli_pareto
+from study import cli_exchange, cli_keep, cli_model, cli_pareto, cli_report
 from study.cli_life import Name, Sampler, Settings, app, make_console, read_arguments
 from study.errors import UserError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from study.query import Study
     from study.trials import TrialRow
 
-_WITH_COMMANDS = (cli_pareto, cli_model)
+_WITH_COMMANDS = (cli_pareto, cli_model, cli_report, cli_exchange, cli_keep)
 """Modules that add their commands to the app when they are imported."""
 
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow's address; by default the one of the launch.")]

@@ -28,6 +28,7 @@ Sampler = Annotated[str, typer.Option(help="tpe, nsga2, random, qmc or gp.")]
 Trials = Annotated[int | None, typer.Option(help="Finished, stopped and failed trials in all; by default the space's number.")]
 TimeBudget = Annotated[float | None, typer.Option(help="Stop after this many seconds; `study resume` goes on.")]
 MaxConcurrent = Annotated[int | None, typer.Option(help="Trials at once; by default as many as fit.")]
+Keep = Annotated[str | None, typer.Option(help="Models that stay in MLflow: front (the front and near it), or all.")]
 Address = Annotated[str | None, typer.Option(help="A Ray cluster, host:port or auto; by default this machine.")]
 
 
@@ -49,6 +50,7 @@ def launch(
     address: Address = None,
     storage: Annotated[str | None, typer.Option(help="Folder or s3://... for checkpoints; by default in $STUDY_HOME.")] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow's address; by default a database in $STUDY_HOME.")] = None,
+    keep: Keep = None,
 ) -> None:
     """Run a study: search a space, trial by trial, and record everything in MLflow."""
     from study.run import launch as run
@@ -69,6 +71,7 @@ def launch(
             address=address,
             storage=storage,
             tracking_uri=tracking_uri,
+            keep=keep,
             console=make_console(),
         )
     )
@@ -109,6 +112,7 @@ def fork(
     gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of one trial; fractions share one.")] = None,
     address: Address = None,
     storage: Annotated[str | None, typer.Option(help="Folder or s3://... for checkpoints.")] = None,
+    keep: Keep = None,
 ) -> None:
     """Begin a study where another's search stands, with something changed: it keeps its parents.
 
@@ -133,6 +137,7 @@ def fork(
             gpus_per_trial=gpus_per_trial,
             address=address,
             storage=storage,
+            keep=keep,
             console=make_console(),
         )
     )

@@ -14,7 +14,7 @@ from search_spaces.space import Constraint
 from study import hypervolume, knee
 from study.domination import dominated_by
 from study.errors import UserError
-from study.pareto import non_dominated
+from study.pareto import Costs, first_not_worse, non_dominated
 from study.trials import METRIC, TrialRow, Trials, join_tables
 
 _LEFT_OUT = {"stopped": "stopped early"}
@@ -37,8 +37,8 @@ class Objective:
         """
         metric, colon, goal = text.rpartition(":") if text.endswith((":min", ":max")) else (text, "", "")
         found = next((objective for objective in known if objective.metric == metric), None)
-        if not colon and found is None:
-            raise UserError(f"an objective must be metric:min or metric:max, but got {text!r}; try {text}:min")
+        if not metric or (not colon and found is None):
+            raise UserError(f"an objective must be metric:min or metric:max, but got {text!r}; try {metric or 'loss'}:min")
         return cls(metric=metric, goal=goal or (found.goal if found else ""), unit=found.unit if found else "")
 
 
@@ -137,13 +137,13 @@ class Front:
 
         None for one that no model of the front beats.
         """
-        costs = np.concatenate([self.costs(self.rows), costs_of_rows(rows, self.objectives)])
-        best, gaps = dominated_by(costs)
-        answers: list[tuple[TrialRow, dict[str, float]] | None] = []
-        for index in range(len(self.rows), len(costs)):
-            by = int(best[index])
-            names = [objective.metric for objective in self.objectives]
-            answers.append(None if by < 0 else (self.rows[by], dict(zip(names, gaps[index].tolist(), strict=True))))
+        answers: list[tuple[TrialRow, dict[str, float]] | None] = [None] * len(rows)
+        front, costs = self.costs(self.rows), costs_of_rows(rows, self.objectives)
+        places = np.flatnonzero(_is_beaten(costs, front))
+        best, gaps = dominated_by(np.concatenate([front, costs[places]]))
+        names = [objective.metric for objective in self.objectives]
+        for index, place in enumerate(places, start=len(front)):
+            answers[place] = (self.rows[int(best[index])], dict(zip(names, gaps[index].tolist(), strict=True)))
         return answers
 
     def to_json(self) -> dict[str, Any]:
@@ -170,6 +170,16 @@ class Front:
             "values": {objective.metric: row.metrics[objective.metric] for objective in self.objectives},
             "run_id": row.run_id,
         }
+
+
+def _is_beaten(costs: Costs, front: Costs) -> NDArray[np.bool_]:
+    """(rows,) whether a row of the front dominates it; a row that is better than the front must not take its place."""
+    is_beaten = np.zeros(len(costs), dtype=bool)
+    comparable = np.flatnonzero(~np.isnan(costs).any(axis=1))
+    first = first_not_worse(costs[comparable], front)
+    found = comparable[first >= 0]
+    is_beaten[found] = (costs[found] != front[first[first >= 0]]).any(axis=1)
+    return is_beaten
 
 
 def sign_of(objective: Objective) -> float:
@@ -227,9 +237,10 @@ def _unfinished(trials: Trials) -> NDArray[np.object_]:
     """Why each trial has no place on a front; empty where it has."""
     states = np.array([_LEFT_OUT.get(state, state) for state in trials.column("state")], dtype=object)
     progress = trials.metric("progress")
-    is_ours = np.array([run is not None for run in trials.column("trial")], dtype=bool) & trials.has_metric("progress")
+    foreign = {study for study, source in trials.sources.items() if source.experiment is None}  # may mean anything by progress
+    is_ours = np.array([study not in foreign for study in trials.column("study")], dtype=bool)
     states[states == "finished"] = ""
-    states[(states == "") & is_ours & (progress != 1.0)] = "incomplete"
+    states[(states == "") & is_ours & trials.has_metric("progress") & (progress != 1.0)] = "incomplete"
     return states
 
 

@@ -10,7 +10,7 @@ from study.seeds import SeedFront
 
 
 def seeds_table(over_seeds: SeedFront) -> Table:
-    """A row a config on the front of the means: how many seeds, the mean of each objective with its band, how often it is on the front, parameters."""
+    """A row a config on the front of the means: how many seeds, means with bands, how often it is on the front, parameters."""
     rows = [row for row in over_seeds.rows if row.on_front]
     names = list(dict.fromkeys(name for row in rows for name in row.params))
     table = Table(title=f"means over {over_seeds.seed}, with 95 % bands (bootstrap)", title_justify="left")

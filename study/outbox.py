@@ -7,20 +7,28 @@ twice, an end told twice) changes nothing. Putting one costs well under a millis
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from study.home import make_wal
+from study.retention import Model, State
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS event (seq INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, payload TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS run (trial INTEGER PRIMARY KEY, run_id TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS delivered (only_row INTEGER PRIMARY KEY CHECK (only_row = 0), seq INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS model (
+    trial INTEGER, candidate INTEGER, place TEXT NOT NULL, bytes INTEGER NOT NULL, costs TEXT, state TEXT NOT NULL,
+    PRIMARY KEY (trial, candidate)
+);
 INSERT OR IGNORE INTO delivered VALUES (0, 0);
 """
+_NO_CANDIDATE = -1
+_SETTLED = "settled/"
+"""Begins the key of such an event: all of them are found without looking at the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +37,8 @@ class Event:
 
     Attributes:
         seq: its place in the order of things.
-        kind: session_start, trial_start, measurement, repeat, candidate, trial_end, trial_interrupted or session_end.
+        kind: session_start, trial_start, measurement, repeat, candidate, trial_end, trial_interrupted, trial_settled or
+            session_end. A trial is settled when it has ended and the record knows: nothing goes on from its files any more.
         trial: number, or None where the event concerns the whole study.
         time_ms: when it was put, milliseconds since 1970.
         data: the rest.
@@ -77,6 +86,11 @@ class Outbox:
         rows = self._connection.execute("SELECT payload FROM event WHERE key GLOB ?", (f"trial/{trial}/repeat/*",)).fetchall()
         return len(rows), sum(json.loads(payload)["data"]["seconds"] for (payload,) in rows)
 
+    def num_candidates(self, trial: int) -> int:
+        """How many candidates a trial offered."""
+        query = "SELECT count(*) FROM event WHERE key GLOB ?"
+        return int(self._connection.execute(query, (f"trial/{trial}/candidate/*",)).fetchone()[0])
+
     def last_delivered(self) -> int:
         """Everything up to this `seq` has reached MLflow."""
         return int(self._connection.execute("SELECT seq FROM delivered").fetchone()[0])
@@ -91,6 +105,39 @@ class Outbox:
 
     def remember_run(self, trial: int, run_id: str) -> None:
         self._connection.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", (trial, run_id))
+
+    def settle(self, folders: Mapping[int, str]) -> None:
+        """Note of trials that the record knows their end.
+
+        Args:
+            folders: of the trials, in the study's storage.
+        """
+        with self._transaction():
+            for trial, folder in folders.items():
+                self.put("trial_settled", f"{_SETTLED}{trial}", {"folder": folder}, trial=trial)
+
+    def settled(self) -> set[int]:
+        """Every trial that `settle` has noted."""
+        rows = self._connection.execute("SELECT key FROM event WHERE key GLOB ?", (f"{_SETTLED}*",))
+        return {int(key.removeprefix(_SETTLED)) for (key,) in rows}
+
+    def remember_models(self, models: Iterable[Model]) -> None:
+        """Note models that MLflow has, unless they are noted already."""
+        rows = [(m.trial, _number(m.candidate), m.place, m.num_bytes, json.dumps(m.costs), m.state) for m in models]
+        with self._transaction():
+            self._connection.executemany("INSERT OR IGNORE INTO model VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def mark_model(self, model: Model, state: State) -> None:
+        where = (state, model.trial, _number(model.candidate))
+        self._connection.execute("UPDATE model SET state = ? WHERE trial = ? AND candidate = ?", where)
+
+    def models(self) -> list[Model]:
+        """Every model that was noted, those of the trial that was settled first before others."""
+        rows = self._connection.execute("SELECT trial, candidate, place, bytes, costs, state FROM model ORDER BY rowid")
+        return [
+            Model(trial, None if candidate == _NO_CANDIDATE else candidate, place, num_bytes, _costs(costs), state)
+            for trial, candidate, place, num_bytes, costs, state in rows
+        ]
 
     def start_session(self, tags: Mapping[str, Any]) -> int:
         """Note that a driver took up the study; close what an earlier one left open. Returns the session's number."""
@@ -140,3 +187,12 @@ class Outbox:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _number(candidate: int | None) -> int:
+    return _NO_CANDIDATE if candidate is None else candidate
+
+
+def _costs(text: str) -> tuple[float, ...] | None:
+    costs = json.loads(text)
+    return None if costs is None else tuple(costs)

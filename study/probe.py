@@ -17,45 +17,13 @@ from typing import Any
 
 from search_spaces.space import Constraint, StudySpace
 from study.errors import UserError
+from study.spec import Parameter, SpaceDescription
 from trainables.experiment import Metric, metric_named
 from trainables.registry import load_experiment
 from trainables.shared import Recipe
 
 NUM_PROBES = 64
 _MLFLOW_NAME = re.compile(r"[\w\-. /]{1,200}", re.ASCII)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Parameter:
-    """One dimension of a space, as its first draw declared it.
-
-    Attributes:
-        values: the range or the choices, for people.
-        conditional: some configs do not have it.
-    """
-
-    name: str
-    values: str
-    conditional: bool
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class SpaceDescription:
-    """What a space does: everything about it that a study's identity covers.
-
-    Attributes:
-        objectives: their goals, by metric.
-        representative: the goal of the metric that chooses among a trial's candidates; empty for the first objective.
-    """
-
-    experiment: str
-    objectives: dict[str, str]
-    constraints: tuple[str, ...]
-    parameters: tuple[Parameter, ...]
-    fixed: dict[str, Any]
-    first_trials: tuple[Mapping[str, Any], ...]
-    varied_digest: str
-    representative: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class ProbeTrial:

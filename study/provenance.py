@@ -2,15 +2,11 @@
 
 import dataclasses
 import importlib.metadata
-import inspect
 import json
 import platform
 import re
 import shlex
 import socket
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from study.errors import UserError
@@ -131,19 +127,6 @@ def installed_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return versions
-
-
-def checkout_commit(code: Callable[..., Any]) -> str | None:
-    """Commit of the checkout that some code is in, with `-dirty` for uncommitted changes; None outside git."""
-    folder = Path(inspect.getfile(code)).parent
-    try:
-        described = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True, text=True, timeout=5, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip() or None
 
 
 def session_tags(spec: StudySpec) -> dict[str, Any]:

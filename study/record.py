@@ -68,6 +68,9 @@ class TrialRecord:
 
     Args:
         folder: of the study; the caller holds its lease.
+
+    Attributes:
+        unfinished, ended: trials, by number, as they were when the record was opened.
     """
 
     def __init__(self, folder: StudyFolder, spec: StudySpec, space: StudySpace) -> None:
@@ -88,6 +91,7 @@ class TrialRecord:
         trials = self._study.get_trials(deepcopy=False)
         self._trial_ids = [trial._trial_id for trial in trials]
         self.unfinished = [trial.number for trial in trials if not trial.state.is_finished()]
+        self.ended = [trial.number for trial in trials if trial.state.is_finished()]
         self.num_failed = sum(trial.state == TrialState.FAIL for trial in trials)
         self.num_finished = sum(trial.state == TrialState.COMPLETE for trial in trials)
         self.past = [

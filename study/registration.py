@@ -1,6 +1,7 @@
 """MLflow's model registry: a model of a study under a name and an alias, for tools that look there."""
 
 from study.errors import UserError
+from study.retention import REGISTERED_TAG, refuse_dropped
 from study.tracking import answering, connect
 from study.trials import TrialRow
 
@@ -41,12 +42,24 @@ def register_model(row: TrialRow, tracking_uri: str, *, name: str, alias: str | 
 def _version(client: MlflowClient, row: TrialRow, name: str) -> int:
     source = _source(client, row)
     _make(client, name)
+    _protect(client, row, name)
     for known in client.search_model_versions(f"name = '{name}'"):
         if known.source == source:
             return int(known.version)
     label = f"{row.study or ''} {row.label}".strip()
     made = client.create_model_version(name, source, run_id=row.run_id, tags={"narrow_study.model": label})
     return int(made.version)
+
+
+def _protect(client: MlflowClient, row: TrialRow, name: str) -> None:
+    """Have the study keep its files, and refuse one whose files it has given up."""
+    if row.model_id is not None:
+        client.set_logged_model_tags(row.model_id, {REGISTERED_TAG: name})
+        tags = client.get_logged_model(row.model_id).tags
+    else:
+        client.set_tag(row.run_id, REGISTERED_TAG, name)
+        tags = client.get_run(row.run_id).data.tags
+    refuse_dropped(tags, f"model {row.label}")
 
 
 def _source(client: MlflowClient, row: TrialRow) -> str:

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from study.query import Front, Objective, TrialRow
+from study.front import Front, Objective
+from study.trials import TrialRow
 
 _MANY_PARAMETERS = 10
 
 
 def short(value: object) -> str:
-    """A number as people read it: whole ones in full, others to four digits."""
+    """A number as people read it: whole ones in full, others to four digits, and with all that are before the point."""
     if isinstance(value, float) and not value.is_integer():
-        return f"{value:.4g}"
+        return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
     return f"{value:.0f}" if isinstance(value, float) else str(value)
 
 

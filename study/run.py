@@ -1,6 +1,7 @@
 """Launch a study, or go on with one: the two are the same."""
 
 import contextlib
+import inspect
 import json
 import tempfile
 from collections.abc import Mapping
@@ -20,7 +21,6 @@ from study.lease import StorageLease, Tenant
 from study.outbox import Outbox
 from study.probe import check_inputs, describe_space
 from study.provenance import (
-    checkout_commit,
     describe_changes,
     describe_fork,
     installed_versions,
@@ -29,9 +29,9 @@ from study.provenance import (
     session_tags,
 )
 from study.samplers import check_sampler
-from study.spec import StudySpec, load_space
+from study.spec import KEEPS, StudySpec, load_space
+from trainables.passport import commit_of
 from trainables.registry import load_experiment
-from trainables.storage import Folder
 
 if TYPE_CHECKING:
     from study.record import TrialRecord
@@ -85,6 +85,7 @@ def launch(
     address: str | None = None,
     storage: str | None = None,
     tracking_uri: str | None = None,
+    keep: str | None = None,
     home: str | Path | None = None,
     modules: str | Path | None = None,
     parent: StudySpec | None = None,
@@ -107,6 +108,8 @@ def launch(
         address: of a Ray cluster; None for an embedded one on this machine.
         storage: folder or URI for checkpoints, models and logs; None for the study home.
         tracking_uri: of MLflow; None for the study home's database.
+        keep: which models stay in MLflow: front, those on the front and near it (`study.retention`), or all; None for what
+            the study, or its parent, keeps, and front for a new one.
         home: None for `$STUDY_HOME`.
         modules: folder of the user's own modules; None for the current directory.
         parent: the study that this one is forked from (`study.life.fork`), of which it takes budget, resources and places
@@ -125,6 +128,8 @@ def launch(
     _check_positive(time_budget=time_budget_s, cpus_per_trial=cpus_per_trial)
     if gpus_per_trial is not None and not 0 <= gpus_per_trial < float("inf"):
         raise UserError(f"--gpus-per-trial must be at least 0, but got {gpus_per_trial:g}; leave it out for the default")
+    if keep not in (None, *KEEPS):
+        raise UserError(f"--keep must be {' or '.join(KEEPS)}, but got {keep!r}; leave it out for the default")
     console = console or Console()
     folder = Home(home).study(name)
     study_space, import_paths, notice = load_space(space, arguments=arguments, folder=Path(modules) if modules else None)
@@ -158,9 +163,10 @@ def launch(
             log_scale=list(study_space.log_scale),
             color_by=study_space.color_by,
             versions=installed_versions(),
-            commit=checkout_commit(study_space.suggest),
+            commit=commit_of(inspect.getfile(study_space.suggest)),
             lookahead=max_concurrent if deterministic else None,
             parents=old.parents if old else parent.as_parents() if parent else (),
+            keep=keep or (base.keep if base else "front"),
         )
         if old:
             refuse_drift(old, spec)
@@ -180,8 +186,7 @@ def _storage_lease(folder: StudyFolder, spec: StudySpec, console: Console) -> St
         folder.ask_to_stop()
         _notify(console, f"stopping: {spec.name} is being run by {other}, too")
 
-    place = Folder(spec.storage).child(spec.name)
-    return StorageLease(place, name=spec.name, study_id=spec.study_id, home=str(folder.home.path), on_lost=stop)
+    return StorageLease(spec.study_folder, name=spec.name, study_id=spec.study_id, home=str(folder.home.path), on_lost=stop)
 
 
 def resume(
@@ -245,12 +250,20 @@ def _run(
             delivery.require_ready()
             if record is None:  # when everything else stands: a first launch that fails leaves its name free
                 record = TrialRecord(folder, spec, space)
+            settle_ended(spec, record, outbox)
         if record.is_spent:  # MLflow hears what it has not, and that is all
             outcome = _outcome(spec, record)
         else:
             outcome = _tune(folder, spec, record, outbox, allowed, time_budget_s, console, is_embedded=address is None)
         delivery.final_status = "FINISHED" if outcome.is_complete else "KILLED"
     return outcome
+
+
+def settle_ended(spec: StudySpec, record: "TrialRecord", outbox: Outbox) -> None:
+    """Note what a session before this one could not: it died between the record and the outbox, or knew nothing of it."""
+    settled = outbox.settled()
+    if missing := [number for number in record.ended if number not in settled]:
+        outbox.settle({number: spec.trial_folder(number).address for number in missing})
 
 
 def _tune(
@@ -346,7 +359,7 @@ def _check_storage(spec: StudySpec) -> None:
     Raises:
         UserError: if it cannot be written, or holds another study of this name.
     """
-    folder = Folder(spec.storage).child(spec.name)
+    folder = spec.study_folder
     try:
         owner = json.loads(folder.read("study.json"))["study_id"] if "study.json" in folder.names() else spec.study_id
         if owner == spec.study_id:

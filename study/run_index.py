@@ -1,26 +1,29 @@
 """What MLflow knows of one experiment, as two tables: runs and logged models; kept on disk, so that only news is asked for.
 
 What is final is kept: runs that finished or failed, models that are ready. A read asks MLflow for the runs that are not
-final, for those that ended last, for the deleted ones, for trials whose number is missing, and for models made since. A
-finished run whose metrics somebody changed, a deleted logged model, and what `mlflow gc` removed for good are heard of by
-`refresh` alone.
+final, for those that ended last, for the deleted ones, for trials whose number is missing, and for models made since. Of
+`refresh` alone it hears of a finished run whose metrics somebody changed, of a deleted logged model, of what `mlflow gc` removed
+for good, and in an experiment of somebody else's, where runs have no numbers, of one that ended long ago by a clock of its own.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 
-import mlflow
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from mlflow.entities import LoggedModel, Run, ViewType
 from numpy.typing import NDArray
 
+from study.errors import UserError
 from study.index_files import Index, IndexFiles, Origin
 from study.run_records import FINAL, Record, candidate_record, run_record
-from study.tracking import PREFIX, STUDY_ID_TAG, TRIAL_TAG, all_models, connect, find_experiment
+from study.tracking import PREFIX, STUDY_ID_TAG, TRIAL_TAG, all_models, answering, connect, find_experiment, reason_of
 from study.trials import join_tables, table_of
 
-_FIRST_PAGE, _PAGE = 200, 5000
+import mlflow  # isort: skip: study.tracking quietens it first
+from mlflow.entities import LoggedModel, Run, ViewType  # isort: skip
+from mlflow.exceptions import MlflowException  # isort: skip
+
+_FIRST_PAGE, _PAGE = 100, 5000
 _OVERLAP_MS = 10_000
 _MAX_HOLES = 20
 _IDS_A_QUERY = 100
@@ -41,11 +44,12 @@ def read_index(tracking_uri: str, name: str, files: IndexFiles, *, refresh: bool
     """
     fingerprint = files.fingerprint()
     client = connect(tracking_uri)
-    origin = _find_origin(client, name)
-    kept = None if refresh else files.load(origin)
-    known = kept or Index(origin, table_of([]), table_of([]))
-    runs, has_news = _read_runs(_Runs(client, origin, progress), known.runs)
-    candidates, until_ms = _read_candidates(client, known) if origin.study_id else (known.candidates, 0)
+    with answering(tracking_uri):
+        origin = _find_origin(client, name)
+        kept = None if refresh else files.load(origin)
+        known = kept or Index(origin, table_of([]), table_of([]))
+        runs, has_news = _read_runs(_Runs(client, origin, progress), known.runs)
+        candidates, until_ms = _read_candidates(client, known) if origin.study_id else (known.candidates, 0)
     index = Index(origin, runs, candidates, until_ms)
     files.save(index, fingerprint, is_new=kept is None or has_news or candidates is not known.candidates)
     return index
@@ -74,7 +78,7 @@ class _Runs:
         self._num_read = 0
 
     def pages(self, condition: str = "", view: int = ViewType.ACTIVE_ONLY, *, first: int = _PAGE) -> Iterator[list[Run]]:
-        """Those that meet a condition, page by page, those that ended last first."""
+        """Those that meet a condition, page by page and ever longer ones, those that ended last first."""
         token, size = None, first
         while True:
             newest = ["attributes.end_time DESC"]
@@ -82,7 +86,7 @@ class _Runs:
             self._num_read += len(page)
             self._progress(self._num_read)
             yield list(page)
-            token, size = page.token, _PAGE
+            token, size = page.token, min(2 * size, _PAGE)
             if not token:
                 return
 
@@ -107,7 +111,8 @@ def _read_runs(ask: _Runs, known: pa.Table) -> tuple[pa.Table, bool]:
     old = known.filter(pc.is_in(known["status"], pa.array(final)))
     news = _News(old, is_ours=ask.is_ours)
     for page in ask.pages(first=_FIRST_PAGE if old.num_rows else _PAGE):
-        if news.note(page) == 0 and old.num_rows:
+        news.note(page[: len(page) // 2])
+        if news.note(page[len(page) // 2 :]) == 0 and old.num_rows:
             break
     news.note(ask.all(" AND ".join(f"attributes.status != '{status}'" for status in final)))
     news.note(ask.all("", ViewType.DELETED_ONLY))
@@ -184,3 +189,29 @@ def _complete_until(models: list[LoggedModel], until_ms: int) -> int:
     """When the last model was made, or the first that is not ready yet."""
     pending = [int(model.creation_timestamp) for model in models if model.status != "READY"]
     return min(pending) if pending else max([until_ms, *(int(model.creation_timestamp) for model in models)])
+
+
+def matching_runs(tracking_uri: str, experiment_id: str, condition: str) -> set[str]:
+    """Ids of an experiment's active runs that meet a condition in MLflow's syntax; asked for each time.
+
+    Raises:
+        UserError: if MLflow does not take the condition, or does not answer.
+    """
+    client = connect(tracking_uri)
+    found: set[str] = set()
+    token: str | None = None
+    with answering(tracking_uri):
+        while True:
+            try:
+                page = client.search_runs([experiment_id], condition, max_results=_PAGE, page_token=token)
+            except MlflowException as error:
+                if error.error_code != "INVALID_PARAMETER_VALUE":
+                    raise
+                raise UserError(
+                    f"a filter on tags and attributes must be one that MLflow takes, but got {condition} ({reason_of(error)}); "
+                    "see MLflow's page on searching runs"
+                ) from error
+            found |= {str(run.info.run_id) for run in page}
+            token = page.token
+            if not token:
+                return found

@@ -3,11 +3,12 @@
 import json
 import math
 import sys
-from typing import Any
-
-from mlflow.entities import LoggedModel, Run
+from typing import TYPE_CHECKING, Any
 
 from study.tracking import CANDIDATE_PREFIX, CANDIDATE_TAG, PARENT, PREFIX, STATE_TAG, STUDY_TAG, TRIAL_TAG
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel, Run
 
 FINAL = ("FINISHED", "FAILED")
 _STATES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted", "RUNNING": "running", "SCHEDULED": "running"}
@@ -15,7 +16,7 @@ _STATES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted", 
 Record = dict[str, Any]
 
 
-def run_record(run: Run, *, is_ours: bool) -> Record | None:
+def run_record(run: "Run", *, is_ours: bool) -> Record | None:
     """A trial's run, or one of an experiment of somebody else's; None for what is no trial of a study.
 
     A run of somebody else's has no number yet, and its parameters are numbers where their text is one.
@@ -42,7 +43,7 @@ def run_record(run: Run, *, is_ours: bool) -> Record | None:
     }
 
 
-def _common(run: Run) -> Record:
+def _common(run: "Run") -> Record:
     info = run.info
     return {
         "run_id": info.run_id,
@@ -53,7 +54,7 @@ def _common(run: Run) -> Record:
     }
 
 
-def _foreign_record(run: Run) -> Record:
+def _foreign_record(run: "Run") -> Record:
     return _common(run) | {
         "state": _STATES.get(run.info.status, "running"),
         "params": json.dumps({key: _number(text) for key, text in run.data.params.items()}),
@@ -87,7 +88,7 @@ def _params(as_json: str, as_text: dict[str, str]) -> str:
         return json.dumps(as_text)
 
 
-def candidate_record(model: LoggedModel) -> Record | None:
+def candidate_record(model: "LoggedModel") -> Record | None:
     """A candidate that is ready; None for a logged model that is none. What its trial knows is not in it."""
     if model.status != "READY" or CANDIDATE_TAG not in model.tags:
         return None

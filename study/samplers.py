@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from study.errors import UserError
-from study.probe import Parameter
+from study.spec import Parameter
 
 SAMPLERS = ("tpe", "nsga2", "random", "qmc", "gp")
 _WITHOUT_CONDITIONS = ("qmc", "gp")

@@ -22,7 +22,6 @@ from study.spec import StudySpec
 from study.tell_order import TellOrder
 from trainables.failpoints import failpoint
 from trainables.protocol import Assignment, Failure, Measurement, Offer, Report
-from trainables.storage import Folder
 
 
 class Watcher(Protocol):
@@ -138,19 +137,12 @@ class StudySearcher(Searcher):
             config=draw.config,
             trial=draw.number,
             attempt=draw.attempt,
-            study_folder=self._study_folder.address,
-            folder=self._folder(draw.number).address,
+            study_folder=self._spec.study_folder.address,
+            folder=self._spec.trial_folder(draw.number).address,
             num_cpus=self._spec.num_cpus,
             num_gpus=self._spec.num_gpus,
             import_paths=self._spec.import_paths,
         )
-
-    @property
-    def _study_folder(self) -> Folder:
-        return Folder(self._spec.storage).child(self._spec.name)
-
-    def _folder(self, number: int) -> Folder:
-        return self._study_folder.child(f"trials/{number:05d}")
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Hear a report that is not the last one."""
@@ -193,22 +185,31 @@ class StudySearcher(Searcher):
     def _note_candidate(self, live: _Live, step: int, offer: Offer) -> None:
         number, candidate = live.draw.number, offer["number"]
         live.candidates[candidate] = offer["metrics"]
-        model = self._folder(number).child(offer["folder"]).address
+        model = self._spec.trial_folder(number).child(offer["folder"]).address
         data = {"step": step, "params": live.draw.params, "model": model, "number": candidate, "metrics": offer["metrics"]}
         self._outbox.put("candidate", f"trial/{number}/candidate/{candidate}", data, trial=number)
 
     def _finish(self, trial_id: str) -> None:
         """Outbox first, record second: a crash between the two hands the trial out again, already finished."""
         live = self._live.pop(trial_id)
-        folder = self._folder(live.draw.number)
+        folder = self._spec.trial_folder(live.draw.number)
         results = {"model": folder.child("model").address, "charts": folder.child("charts").address}
         self._end(live.draw, {"state": "finished", "tags": live.worker_tags} | results)
         candidate = self._representative(live)
         metrics = live.last_metrics if candidate is None else live.candidates[candidate]
         failpoint("end noted")
-        self._order.end(live.draw.number, partial(self._record.finish, live.draw.number, metrics, candidate))
-        failpoint("trial told")
+        self._tell(live.draw.number, partial(self._record.finish, live.draw.number, metrics, candidate))
         self._watcher.trial_finished(live.draw, metrics, candidate)
+
+    def _tell(self, number: int, told: Callable[[], None]) -> None:
+        """Tell the record now or when its turn comes; from then on nobody needs the trial's files any more."""
+
+        def tell() -> None:
+            told()
+            failpoint("trial told")
+            self._outbox.settle({number: self._spec.trial_folder(number).address})
+
+        self._order.end(number, tell)
 
     def _representative(self, live: _Live) -> int | None:
         """The candidate that stands for its trial; None where the trial has none and stands for itself."""
@@ -224,7 +225,7 @@ class StudySearcher(Searcher):
         why = {"failure.cause": failure.cause, "failure.error": failure.error, "failure.traceback": failure.traceback}
         self._end(live.draw, {"state": "failed", "tags": live.worker_tags | why, "model": None, "charts": None})
         failpoint("end noted")
-        self._order.end(live.draw.number, partial(self._record.fail, live.draw.number, failure))
+        self._tell(live.draw.number, partial(self._record.fail, live.draw.number, failure))
         self._watcher.trial_failed(live.draw, failure)
         if failure.cause == "bug" and not self._record.num_finished:
             self._bugs.add(failure)

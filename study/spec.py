@@ -15,7 +15,43 @@ import search_spaces
 from search_spaces.space import StudySpace
 from study.errors import UserError
 from study.home import write_whole
-from study.probe import Parameter, SpaceDescription
+from trainables.storage import Folder
+
+KEEPS = ("front", "all")
+"""Which models a study keeps in MLflow: those on its front or near it (`study.retention`), or every one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Parameter:
+    """One dimension of a space, as its first draw declared it.
+
+    Attributes:
+        values: the range or the choices, for people.
+        conditional: some configs do not have it.
+    """
+
+    name: str
+    values: str
+    conditional: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SpaceDescription:
+    """What a space does: everything about it that a study's identity covers.
+
+    Attributes:
+        objectives: their goals, by metric.
+        representative: the goal of the metric that chooses among a trial's candidates; empty for the first objective.
+    """
+
+    experiment: str
+    objectives: dict[str, str]
+    constraints: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    fixed: dict[str, Any]
+    first_trials: tuple[Mapping[str, Any], ...]
+    varied_digest: str
+    representative: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +93,7 @@ class StudySpec:
         versions: of the packages that it was launched with.
         commit: git commit it was launched from, if any.
         parents: the studies that it was forked from, oldest first.
+        keep: one of `KEEPS`; a study from before one could choose keeps all.
     """
 
     name: str
@@ -79,10 +116,11 @@ class StudySpec:
     launched_from: str = "."
     lookahead: int | None = None
     parents: tuple[Parent, ...] = ()
+    keep: str = "all"
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes it this study and no other: not its name, budget, resources, storage, address or parents."""
+        """What makes it this study and no other: not its name, budget, resources, places, parents, or what it keeps."""
         fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self.description)))
         fields["parameters"] = {p["name"]: p["values"] for p in fields["parameters"]}
         fields["configs made by fixed draws"] = fields.pop("varied_digest")
@@ -101,6 +139,23 @@ class StudySpec:
     def folder(self) -> str:
         """Where relative paths among its arguments lead from: where it was launched, while that is there."""
         return self.launched_from if Path(self.launched_from).is_dir() else "."
+
+    @property
+    def study_folder(self) -> Folder:
+        """The study's in its storage."""
+        return Folder(self.storage).child(self.name)
+
+    def trial_folder(self, number: int) -> Folder:
+        """A trial's in the study's storage."""
+        return self.study_folder.child(f"trials/{number:05d}")
+
+    def artifacts(self, home: Path) -> Path | None:
+        """Where MLflow keeps the files of its runs; None where its server says where.
+
+        Args:
+            home: that the study is run from.
+        """
+        return home / "mlartifacts" / self.name if self.tracking_uri.startswith("sqlite:") else None
 
     def as_parents(self) -> tuple[Parent, ...]:
         """The parents of a study that is forked from this one now."""

@@ -19,6 +19,7 @@ from mlflow.entities import Experiment, LoggedModel, Run
 
 from study.errors import UserError
 from study.home import make_wal
+from study.retention import refuse_dropped
 
 PREFIX = "narrow_study."
 STUDY_TAG = PREFIX + "study"
@@ -169,9 +170,11 @@ def download_model(tracking_uri: str, run_id: str, destination: Path) -> Path:
     """Copy a trial's model folder out of MLflow.
 
     Raises:
-        UserError: if the run has none.
+        UserError: if the run has none, or it was dropped.
     """
     client = mlflow.MlflowClient(tracking_uri)
+    tags = client.get_run(run_id).data.tags
+    refuse_dropped(tags, f"trial {tags.get(TRIAL_TAG, run_id)}")
     if not client.list_artifacts(run_id, "model"):
         raise UserError(f"a trial must have finished to have a model, but run {run_id} has none; see `study status`")
     destination.mkdir(parents=True, exist_ok=True)
@@ -179,8 +182,14 @@ def download_model(tracking_uri: str, run_id: str, destination: Path) -> Path:
 
 
 def download_candidate(tracking_uri: str, model_id: str, destination: Path) -> Path:
-    """Copy the model folder of a candidate out of MLflow."""
-    place = mlflow.MlflowClient(tracking_uri).get_logged_model(model_id).artifact_location
+    """Copy the model folder of a candidate out of MLflow.
+
+    Raises:
+        UserError: if it was dropped.
+    """
+    model = mlflow.MlflowClient(tracking_uri).get_logged_model(model_id)
+    refuse_dropped(model.tags, f"candidate {model.tags.get(TRIAL_TAG)}.{model.tags.get(CANDIDATE_TAG)}")
+    place = model.artifact_location
     return Path(mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=str(destination), tracking_uri=tracking_uri))
 
 

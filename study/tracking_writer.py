@@ -15,10 +15,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from study import tracking
+from study import artifacts, tracking
 from study.charts import draw_chart
 from study.errors import UserError
 from study.outbox import Event, Outbox
+from study.retention import Model, Rule
+from study.settling import Settler
 from study.tracking import (
     CANDIDATE_PREFIX,
     CANDIDATE_TAG,
@@ -37,7 +39,7 @@ from trainables.charts import Chart
 from trainables.failpoints import failpoint
 from trainables.storage import Folder
 
-from mlflow.entities import Metric, Param, Run, RunTag  # isort: skip: study.tracking quietens it first
+from mlflow.entities import LoggedModel, Metric, Param, Run, RunTag  # isort: skip: study.tracking quietens it first
 from mlflow.exceptions import MlflowException  # isort: skip
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME  # isort: skip
 
@@ -64,12 +66,24 @@ def _requests(settings: Mapping[str, str]) -> Iterator[None]:
 class StudyWriter:
     """Applies the events of one study to MLflow.
 
+    Args:
+        rule: which models are kept; None for all.
+
     Raises:
         NoAnswerError: if MLflow does not answer.
         UserError: if it has an experiment of this name that is not ours.
     """
 
-    def __init__(self, outbox: Outbox, *, name: str, study_id: str, tracking_uri: str, artifacts: str | None) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        *,
+        name: str,
+        study_id: str,
+        tracking_uri: str,
+        artifacts: str | None,
+        rule: Rule | None = None,
+    ) -> None:
         self._outbox = outbox
         self._name = name
         self._study_id = study_id
@@ -80,6 +94,8 @@ class StudyWriter:
         self._starts: dict[int, int] = {}
         self._candidates: dict[int, dict[int, str]] = {}
         self._doubtful: set[int] = set()
+        self._settler = Settler(outbox, self._client, tracking_uri, rule or Rule())
+        self._has_finished = False
 
     def _find_experiment(self, artifacts: str | None) -> str:
         found = self._client.get_experiment_by_name(self._name)
@@ -104,6 +120,9 @@ class StudyWriter:
 
     def deliver(self, limit: int = 500) -> int:
         """Apply pending events in their order; return how many there were."""
+        if not self._has_finished:
+            self._settler.drop_excess()
+            self._has_finished = True
         events = self._outbox.pending(limit)
         start = 0
         while start < len(events):
@@ -149,9 +168,37 @@ class StudyWriter:
                 status = "FINISHED" if event.data["state"] == "finished" else "FAILED"
                 failpoint("run ending")
                 self._client.set_terminated(run_id, status=status, end_time=event.time_ms)
+            case "trial_settled":
+                self.settle(event.trial, Folder(event.data["folder"]))
             case "trial_interrupted":
                 self._client.log_batch(run_id, tags=_tags(event.data["tags"] | {STATE_TAG: "interrupted"}))
                 self._client.set_terminated(run_id, status="KILLED", end_time=event.time_ms)
+
+    def settle(self, trial: int | None, folder: Folder) -> None:
+        """Clear a trial's files away that MLflow has, and weigh its models; only once its end is delivered."""
+        assert trial is not None
+        num_offered = self._outbox.num_candidates(trial)
+        candidates = self._models_of(trial) if num_offered else []
+        self._settler.settle(trial, folder, self._runs[trial], candidates, num_offered)
+
+    def look_at(self, trial: int, folder: Folder) -> list[Model]:
+        """The models that MLflow has of a trial; nothing is changed."""
+        if trial not in self._runs:
+            return []
+        ready = [model for model in self._models_of(trial) if model.status == "READY"]
+        return self._settler.models_of(trial, folder, self._client.get_run(self._runs[trial]), ready)
+
+    @contextlib.contextmanager
+    def weighing_at_once(self) -> Iterator[None]:
+        """Inside, no model is dropped: that is decided at the end, of all of them."""
+        self._settler.defers = True
+        yield
+        self._settler.defers = False
+        self._settler.drop_excess()
+
+    def orphans(self) -> dict[str, str]:
+        """Where files are of runs and candidates that somebody has deleted in MLflow, by their ids."""
+        return artifacts.orphans(self._client, self._experiment_id)
 
     def _forget_failure(self, run_id: str) -> None:
         """An attempt that failed unheard may be followed by one that does not."""
@@ -196,14 +243,17 @@ class StudyWriter:
 
     def _find_candidates(self, trial: int) -> dict[int, str]:
         """Logged models of a trial's candidates, whole or not; of two of one candidate, the ready or else the older stays."""
-        of_trial = f"tags.`{STUDY_ID_TAG}` = '{self._study_id}' AND tags.`{TRIAL_TAG}` = '{trial}'"
-        models = all_models(self._client, self._experiment_id, of_trial)
         found: dict[int, str] = {}
+        models = self._models_of(trial)
         for model in sorted(models, key=lambda model: (model.status != "READY", model.creation_timestamp, model.model_id)):
             kept = found.setdefault(int(model.tags[CANDIDATE_TAG]), str(model.model_id))
             if kept != model.model_id:
                 self._client.delete_logged_model(model.model_id)
         return found
+
+    def _models_of(self, trial: int) -> list[LoggedModel]:
+        of_trial = f"tags.`{STUDY_ID_TAG}` = '{self._study_id}' AND tags.`{TRIAL_TAG}` = '{trial}'"
+        return all_models(self._client, self._experiment_id, of_trial)
 
     def _create_candidate(self, run_id: str, event: Event) -> str:
         number = event.data["number"]

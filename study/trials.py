@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 METRIC = "metrics."
 _BATCH = 1000
+_LARGEST = 2**63 - 1
 _TYPES = {
     "study": pa.string(),
     "trial": pa.int64(),
@@ -65,6 +66,8 @@ class TrialRow:
         candidate: number of the candidate that this is; None for the trial with its own model.
         model_id: of a candidate, MLflow's name for it.
         study: where several studies are asked at once, the one that it is of.
+        source: where its model is; None for a row that was made by hand.
+        source_study: the study that it is of, in any case.
     """
 
     number: int
@@ -84,6 +87,7 @@ class TrialRow:
     model_id: str | None = None
     study: str | None = None
     source: "ModelSource | None" = dataclasses.field(default=None, repr=False, compare=False)
+    source_study: str | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def label(self) -> str:
@@ -97,7 +101,7 @@ class TrialRow:
         Raises:
             UserError: if there is none.
         """
-        return self._source.download(self, Path(destination))
+        return self.require_source().download(self, Path(destination))
 
     def load_model(self) -> Any:
         """Build its trained networks: what its experiment's `rebuild` returns.
@@ -105,10 +109,14 @@ class TrialRow:
         Raises:
             UserError: if it has no model.
         """
-        return self._source.load(self)
+        return self.require_source().load(self)
 
-    @property
-    def _source(self) -> "ModelSource":
+    def require_source(self) -> "ModelSource":
+        """Where its model is.
+
+        Raises:
+            RuntimeError: if the row was made by hand.
+        """
         if self.source is None:
             raise RuntimeError("a row must come from a study to have a model, but this one was made by hand; use `open_study`")
         return self.source
@@ -218,12 +226,14 @@ class Trials(Sequence[TrialRow]):
             model_id=fields["model_id"],
             study=study if self.is_merged else None,
             source=self.sources.get(study),
+            source_study=study,
         )
 
     def to_arrow(self) -> pa.Table:
         """A column each: study, trial, candidate where there are any, state, `params.*`, `metrics.*`, and the rest.
 
-        A parameter that is a number in some rows and text in others is text in all.
+        A parameter that is a number in some rows and text in others is text in all, as is one with longer whole numbers than
+        64 bits hold.
         """
         table, params = self.table, self.params()
         names = dict.fromkeys(name for found in params for name in found)
@@ -256,8 +266,8 @@ class Trials(Sequence[TrialRow]):
         """As plain values: study, trial, candidate, state, params, metrics, and the rest."""
         rows = []
         for row in self:
-            fields = dataclasses.asdict(dataclasses.replace(row, source=None))
-            del fields["source"]
+            fields = dataclasses.asdict(dataclasses.replace(row, source=None, study=row.source_study))
+            del fields["source"], fields["source_study"]
             rows.append(fields)
         return rows
 
@@ -280,8 +290,10 @@ def join_tables(tables: Sequence[pa.Table]) -> pa.Table:
 
 def _column(values: list[Any]) -> pa.Array:
     kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int, float} and kinds:
-        return pa.array([None if value is None else float(value) for value in values] if float in kinds else values)
+    if kinds == {int} and all(value is None or -_LARGEST <= value <= _LARGEST for value in values):
+        return pa.array(values, pa.int64())
+    if float in kinds and kinds <= {int, float}:
+        return pa.array([None if value is None else float(value) for value in values], pa.float64())
     if kinds <= {bool}:
         return pa.array(values, pa.bool_())
     texts = (value if isinstance(value, str) or value is None else json.dumps(value) for value in values)

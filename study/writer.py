@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from study.errors import UserError
 from study.outbox import Outbox
+from study.retention import Rule
 from study.spec import StudySpec
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def main(folder: Path, session: int) -> int:
             _tell(waiting=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         outbox = Outbox(folder / "outbox.db")
-        carrier = _Carrier(outbox, partial(_connect, folder, outbox))
+        carrier = _Carrier(outbox, partial(connect, folder, outbox))
         if refusal := carrier.open():
             _tell(error=refusal)
             return 2
@@ -56,13 +57,20 @@ def main(folder: Path, session: int) -> int:
     return 0
 
 
-def _connect(folder: Path, outbox: Outbox) -> "StudyWriter":
+def connect(folder: Path, outbox: Outbox) -> "StudyWriter":
+    """The writer of the study whose files are in a folder of its home."""
     from study.tracking_writer import StudyWriter  # MLflow takes seconds to import: not before the lock is ours
 
     spec = StudySpec.load(folder / "spec.json")
-    home = folder.parent.parent
-    artifacts = f"{(home / 'mlartifacts').as_uri()}/{spec.name}" if spec.tracking_uri.startswith("sqlite:") else None
-    return StudyWriter(outbox, name=spec.name, study_id=spec.study_id, tracking_uri=spec.tracking_uri, artifacts=artifacts)
+    artifacts = spec.artifacts(folder.parent.parent)
+    return StudyWriter(
+        outbox,
+        name=spec.name,
+        study_id=spec.study_id,
+        tracking_uri=spec.tracking_uri,
+        artifacts=None if artifacts is None else artifacts.as_uri(),
+        rule=Rule.of(spec),
+    )
 
 
 def _tell(**facts: Any) -> None:

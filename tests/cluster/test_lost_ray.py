@@ -12,7 +12,7 @@ pytestmark = pytest.mark.cluster
 @pytest.mark.parametrize(("server", "name"), [("raylet", "raylet on this machine"), ("gcs_server", "head (gcs_server)")])
 def test_a_study_whose_ray_died_ends_with_one_sentence_and_can_go_on(home, desk, server, name):
     process = commands.start("launch", "user_space:slow", "--name", "r1", "--max-concurrent", "2", home=home, cwd=desk)
-    commands.wait_until(lambda: any(home.glob("storage/r1/trials/*/model")), "a trial to end", 120)
+    commands.wait_until(lambda: any(home.glob("mlartifacts/r1/*/artifacts/model")), "a trial to end", 120)
     (victim,) = [child for child in psutil.Process(process.pid).children(recursive=True) if child.name() == server]
     victim.kill()
     _, err = process.communicate(timeout=50)

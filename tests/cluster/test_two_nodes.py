@@ -12,7 +12,7 @@ def test_trials_run_on_both_nodes_survive_ctrl_c_and_are_all_done_after_a_resume
     launch = ("launch", "user_space:slow", "--name", "k1", "--trials", "8", "--address", cluster)
     process = commands.start(*launch, home=home, cwd=desk)
     commands.wait_until(lambda: (home / "studies" / "k1" / "optuna.db").exists(), "the study to begin", 120)
-    commands.wait_until(lambda: len(list(home.glob("storage/k1/trials/*/model"))) >= 2, "two trials to end", 120)
+    commands.wait_until(lambda: len(list(home.glob("mlartifacts/k1/*/artifacts/model"))) >= 2, "two trials to end", 120)
     commands.press_ctrl_c(process)
     out, err = process.communicate(timeout=90)
     assert process.returncode == 130, err

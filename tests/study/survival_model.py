@@ -155,6 +155,11 @@ class Model:
     creation_timestamp: int
     status: str = "PENDING"
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    metrics: list[SimpleNamespace] = dataclasses.field(default_factory=list)
+
+    @property
+    def artifact_location(self) -> str:
+        return f"models/{self.model_id}"
 
 
 class Store:
@@ -188,8 +193,22 @@ class Store:
 
     def get_run(self, run_id: str) -> SimpleNamespace:
         run = self.runs[run_id]
-        info = SimpleNamespace(run_id=run_id, start_time=run.start_time)
-        return SimpleNamespace(info=info, data=SimpleNamespace(tags=dict(run.tags)))
+        info = SimpleNamespace(
+            run_id=run_id, start_time=run.start_time, status=run.status, artifact_uri=run_id, lifecycle_stage="active"
+        )
+        latest = {key: value for key, _, _, value in sorted(run.rows, key=lambda row: row[1])}
+        return SimpleNamespace(info=info, data=SimpleNamespace(tags=dict(run.tags), metrics=latest))
+
+    def set_tag(self, run_id: str, key: str, value: str) -> None:
+        self._writer.pass_by("set_tag")
+        self.runs[run_id].tags[key] = value
+
+    def set_logged_model_tags(self, model_id: str, tags: dict[str, str]) -> None:
+        self._writer.pass_by("set_logged_model_tags")
+        self.models[model_id].tags |= tags
+
+    def get_logged_model(self, model_id: str) -> "Model":
+        return self.models[model_id]
 
     def log_batch(self, run_id: str, metrics: Sequence[Any] = (), params: Sequence[Any] = (), tags: Sequence[Any] = ()) -> None:
         run = self.runs[run_id]
@@ -198,6 +217,9 @@ class Store:
             assert run.params.setdefault(param.key, param.value) == param.value
         self._writer.pass_by("log metrics")
         run.rows |= {(row.key, row.step, row.timestamp, row.value) for row in metrics}
+        for row in metrics:
+            if row.model_id is not None:
+                self.models[row.model_id].metrics.append(SimpleNamespace(key=row.key, value=row.value))
         self._writer.pass_by("log tags")
         run.tags |= {tag.key: tag.value for tag in tags}
 
@@ -215,6 +237,27 @@ class Store:
     def log_artifacts(self, run_id: str, folder: str, place: str) -> None:
         self._writer.pass_by("log_artifacts")
         self.runs[run_id].files |= {f"{place}/{path.name}": path.read_bytes() for path in Path(folder).iterdir()}
+
+    # -- as `study.artifacts` knows its files
+
+    def num_bytes(self, uri: str) -> int:
+        return sum(len(data) for data in self._files_at(uri).values())
+
+    def delete(self, uri: str) -> None:
+        """File by file, as on a disk."""
+        for path in list(self._files_at(uri)):
+            self._writer.pass_by("delete")
+            del self._files_of(uri)[path]
+
+    def _files_of(self, uri: str) -> dict[str, bytes]:
+        where, _, name = uri.partition("/")
+        return self.models[name].files if where == "models" else self.runs[where].files
+
+    def _files_at(self, uri: str) -> dict[str, bytes]:
+        prefix = "" if uri.startswith("models/") else uri.partition("/")[2]
+        return {path: data for path, data in self._files_of(uri).items() if path.startswith(prefix)}
+
+    # -- logged models
 
     def search_logged_models(self, _: Sequence[str], condition: str, **__: Any) -> Any:
         class Page(list[Model]):

@@ -12,7 +12,7 @@ from study import pictures, report
 from study.cli import main
 from study.errors import UserError
 from study.outbox import Outbox
-from study.query import Study
+from study.query import open_study
 from study.tracking_writer import StudyWriter
 from trainables.experiment import Experiment, Metric
 from trainables.model_files import save_model
@@ -21,6 +21,7 @@ from trainables.storage import Folder
 STUDY = {
     "objectives": [{"metric": "accuracy", "goal": "max", "unit": "1"}, {"metric": "size", "goal": "min", "unit": "neurons"}],
     "constraints": ["accuracy >= 0.5"], "log_scale": ["size"], "color_by": json.dumps("method"), "storage": "/nowhere",
+    "experiment": "test_candidates:Curve",
 }  # fmt: skip
 
 
@@ -77,7 +78,7 @@ class Desk:
 
     def study(self):
         self.deliver()
-        return Study(self.name, self.store, is_running=False)
+        return open_study(self.name, tracking_uri=self.store, home=self.folder)
 
     def models(self):
         """Every logged model of the study, as MLflow itself returns them."""
@@ -135,7 +136,7 @@ def test_a_candidate_is_one_logged_model_with_its_files_metrics_and_origin(desk)
     )
     assert model.params == {"method": "lasso"}
     files = mlflow.MlflowClient(desk.store).list_logged_model_artifacts(model.model_id)
-    assert [file.path for file in files] == ["experiment.json", "model.safetensors"]
+    assert [file.path for file in files] == ["experiment.json", "model.safetensors", "passport.json"]
 
 
 CLIENT = "mlflow.MlflowClient"
@@ -229,12 +230,11 @@ def test_trials_are_what_they_were(curves):
         curves.candidates(9)
 
 
-def test_a_study_without_candidates_asks_for_none(desk, monkeypatch):
+def test_a_trial_without_candidates_stands_for_itself(desk):
     desk.start(0)
     desk.measure(0, 0.8, 40.0)
     desk.end(0)
     study = desk.study()
-    monkeypatch.setattr("study.tracking.read_candidates", None)
     assert [row.label for row in study.front().rows] == ["0"]
     assert "1 of 1 compared trials are on the front" in report.summary(study.front())
 
@@ -243,7 +243,7 @@ def test_a_candidates_network_comes_out_of_mlflow(curves, tmp_path):
     width, tensor = curves.load_model(0, 1)
     assert (width, tensor.tolist()) == (3, [0, 1])
     folder = curves.download_model(1, tmp_path / "new" / "folder", 0)
-    assert sorted(path.name for path in folder.iterdir()) == ["experiment.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["experiment.json", "model.safetensors", "passport.json"]
 
 
 @pytest.mark.parametrize(("trial", "has"), [(0, "0 to 2"), (2, "none")])
@@ -265,7 +265,7 @@ def test_every_view_of_the_front_tells_candidates_apart(curves):
 
 
 def test_a_data_frame_has_a_row_a_trial_or_a_row_a_model(curves):
-    trials, models = curves.to_pandas(), curves.to_pandas(candidates=True)
+    trials, models = curves.trials().to_pandas(), curves.models().to_pandas()
     assert [name for name in trials.columns if "candidate" in name] == []
     assert list(trials["trial"]) == [0, 1, 2, 3]
     assert list(models["trial"]) == [0, 0, 0, 1, 2, 3]
@@ -292,7 +292,7 @@ def test_a_picture_says_each_colour_and_each_kind_once(curves, tmp_path):
     pictures.plot_front(curves, curves.front(), tmp_path / "front.html")
     traces = drawing(tmp_path / "front.html")
     entries = [trace["name"] for trace in traces if trace.get("name")]
-    assert entries == ["front", "dominated", "infeasible", "method = lasso", "method = none"]
+    assert entries == ["front", "dominated", "infeasible", "knee: 0.0", "method = lasso", "method = none"]
     colors = {trace["legendgroup"]: trace["marker"]["color"] for trace in traces if trace.get("text")}
     assert colors == {"method = lasso": "#0072b2", "method = none": "#d55e00"}
     labels = {text.partition("<br>")[0] for trace in traces for text in trace.get("text", ())}

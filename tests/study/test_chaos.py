@@ -22,7 +22,7 @@ PEACE = Findings(
     bad_histories=0,
     metrics={(0, "loss"): [2.0, 1.0], (1, "loss"): [2.0]},
     front=[(0, None, {"x": 1}, {"loss": 1.0})],
-    models={"trials/00000/model/model.safetensors": "aa"},
+    models={"trial 0, model.safetensors": "aa"},
 )
 
 
@@ -56,9 +56,9 @@ def test_the_sheet_sees_what_is_lost_or_done_twice(found, name):
 
 
 def test_every_kind_of_fault_comes_before_any_comes_again():
-    faults = draw_faults(15, seed=3)
-    assert {fault.target for fault in faults} == {*get_args(Victim), *get_args(Place)}
-    assert draw_faults(15, seed=3) == faults != draw_faults(15, seed=4)
+    faults = draw_faults(16, seed=3)
+    assert {fault.target for fault in faults} == {*get_args(Victim), *get_args(Place)} - {"model going"}
+    assert draw_faults(16, seed=3) == faults != draw_faults(16, seed=4)
     assert all(0 <= fault.moment < 1 for fault in faults)
 
 
@@ -94,10 +94,10 @@ def test_a_study_that_is_killed_four_times_comes_to_what_it_comes_to_in_peace():
     report = run_chaos(command, num_trials=6, kills=4, seed=SEED, say=told.append)
     shown = "\n".join([*told, *map(str, report.checks)])
     assert report.passed, f"once more: study chaos cmsp_curriculum:tiny --trials 6 --kills 4 --seed {SEED}\n{shown}"
-    assert report.num_launches >= 3
+    assert report.num_launches >= 2
     assert len(report.faults) == 4
     assert report.folder is None
 
 
-SEED = 47
-"""Of a schedule that kills the driver, a worker, and processes at two places."""
+SEED = 747
+"""Of a schedule that soon kills a worker, a process at a place, Ray's daemon and the driver."""

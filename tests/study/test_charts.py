@@ -1,6 +1,7 @@
 """Charts of a finished trial: drawn, kept in MLflow, drawn again from there."""
 
 import json
+import re
 import struct
 
 import mlflow
@@ -10,7 +11,7 @@ from study.charts import draw_chart, draw_into
 from study.cli import main
 from study.errors import UserError
 from study.outbox import Outbox
-from study.query import Study
+from study.query import open_study
 from study.tracking_writer import StudyWriter
 from trainables.charts import Chart, Panel, Series
 from trainables.storage import Folder
@@ -124,7 +125,7 @@ def test_a_place_where_nothing_can_be_drawn_is_the_users_mistake(tmp_path):
 @pytest.fixture
 def told(store, tmp_path, request):
     """Tell MLflow, twice, that trial 0 of a study ended; return the study as it is there, and the trial's artifacts."""
-    name = request.node.name.replace("[", "-").strip("]")
+    name = re.sub(r"[^\w-]+", "-", request.node.name).strip("-")
 
     def tell(end):
         outbox = Outbox(tmp_path / "outbox.db")
@@ -138,7 +139,7 @@ def told(store, tmp_path, request):
             assert writer.deliver() == 3
             assert outbox.num_pending() == 0
         outbox.close()
-        study = Study(name, store, is_running=False)
+        study = open_study(name, tracking_uri=store, home=tmp_path)
         client = mlflow.MlflowClient(store)
         return study, [file.path for file in client.list_artifacts(study.trial(0).run_id, "charts")]
 

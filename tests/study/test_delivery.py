@@ -6,10 +6,11 @@ import socket
 
 import commands
 import pytest
+from mlflow.store.db import utils as database
 from rich.console import Console
 from test_spec import spec
 
-from study import tracking, writer
+from study import writer
 from study.delivery import Delivery
 from study.errors import UserError
 from study.home import Home
@@ -157,11 +158,11 @@ def test_a_store_whose_making_was_cut_short_is_made_anew(tmp_path, monkeypatch):
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
 
     def die_in_the_middle(engine):
-        tracking.database.InitialBase.metadata.create_all(engine)
+        database.InitialBase.metadata.create_all(engine)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tracking.database, "_initialize_tables", die_in_the_middle)
+        patch.setattr(database, "_initialize_tables", die_in_the_middle)
         connect(uri)
     assert not (tmp_path / "new" / "mlflow.db").exists()
     connect(uri).create_experiment("x")

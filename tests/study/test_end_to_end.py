@@ -94,7 +94,9 @@ def test_runs_say_where_they_come_from(t1, home):
 
 def test_the_front_as_json_agrees_with_mlflow(t1, home):
     answer = commands.run_json("pareto", "t1", home=home)
-    assert answer.keys() == {"study", "objectives", "front", "left_out"}
+    assert answer.keys() == {
+        "study", "objectives", "front", "knee", "hypervolume", "reference", "num_dominated", "left_out",
+    }  # fmt: skip
     assert [objective["metric"] for objective in answer["objectives"]] == ["samples_to_convergence", "parameters"]
     runs = commands.children(commands.mlflow_runs(home, "t1")).set_index("run_id")
     feasible = runs[runs["metrics.fraction_converged"] >= 0.5]

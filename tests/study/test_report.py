@@ -5,10 +5,11 @@ import pytest
 from typer.testing import CliRunner
 
 from study.cli import app
+from study.front import Front, Objective
 from study.outbox import Outbox
-from study.query import Front, Objective, TrialRow
 from study.report import front_table
 from study.tracking_writer import StudyWriter
+from study.trials import TrialRow
 
 
 def row(number, **params):

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -27,10 +28,13 @@ from survival_model import Died, Doom, Store, growing
 from test_spec import spec
 
 import study.samplers
-from study import outbox, record, searcher, tracking, tracking_writer
+from search_spaces.space import Constraint
+from study import outbox, record, searcher, settling, tracking, tracking_writer
 from study.home import Home
 from study.outbox import Outbox
 from study.record import TrialRecord
+from study.retention import DROPPED, MODEL_TAG, Rule
+from study.run import settle_ended
 from study.searcher import StudySearcher
 from study.tracking import PREFIX
 from study.tracking_writer import StudyWriter
@@ -48,6 +52,15 @@ RECORD_WRITES = (
     "_create_new_trial", "set_trial_param", "set_trial_user_attr", "set_trial_system_attr", "set_study_system_attr",
     "set_trial_state_values",
 )  # fmt: skip
+ARTIFACTS = SimpleNamespace(
+    num_bytes=lambda uri, store: store.num_bytes(uri),
+    delete=lambda uri, store: store.delete(uri),
+    sync=lambda uri: WRITER.pass_by("sync"),
+)
+RULE = Rule(
+    objectives={"cost": "min", "size": "max"}, constraints=(Constraint.parse("size >= 0.5"),), keep="front", floor_bytes=3_000
+)
+"""Some models are dropped, and not at once."""
 LOSSES = {"crash": lambda: WorkerCrashedError(), "node": lambda: NodeDiedError("its node has died")}
 
 
@@ -62,9 +75,12 @@ def world_of_deaths():
             (attempt, WORKER),
             (storage, WORKER),
             (tracking_writer, WRITER),
+            (settling, WRITER),
         ):
             patch.setattr(module, "failpoint", doom.pass_by)
         patch.setattr(tracking, "connect", lambda store: store)
+        patch.setattr(settling, "artifacts", ARTIFACTS)
+        patch.setattr(storage.Folder, "remove", WRITER.before(storage.Folder.remove, "remove"))
         for name in RECORD_WRITES:
             patch.setattr(optuna_storage, name, DRIVER.before(getattr(optuna_storage, name), name))
         patch.setattr(outbox.Outbox, "put", DRIVER.before(Outbox.put, "put"))
@@ -85,6 +101,7 @@ class Session:
         self.outbox = Outbox(world.folder.outbox_file)
         self.number = self.outbox.start_session({"space": "growing"})
         self.record = TrialRecord(world.folder, world.spec, world.space)
+        settle_ended(world.spec, self.record, self.outbox)
         self.searcher = StudySearcher(world.spec, self.record, self.outbox, world, max_concurrent=lambda: world.num_workers)
         self.workers: dict[str, Attempt] = {}
         self.losses = Counter[int]()
@@ -110,6 +127,7 @@ class World:
         self.store = Store(WRITER)
         self.session: Session | None = None
         self.outlived: list[Attempt] = []
+        self.haunted = set[int]()
         self.draws: dict[int, tuple[Any, Any]] = {}
         self.attempts: set[tuple[int, int]] = set()
         self._num_asked = 0
@@ -227,6 +245,7 @@ class World:
     def outlived_steps(self, index: int, *, saves: bool) -> None:
         """A worker that nobody waits for goes on; what it says comes under the name of the attempt after it."""
         worker = self.outlived[index]
+        self.haunted.add(worker.assignment.trial)
         try:
             report = advance(worker, saves=saves)
         except SupersededError:
@@ -245,11 +264,12 @@ class World:
         """A writer is started, takes some events, and is gone."""
         box = Outbox(self.folder.outbox_file)
         try:
-            StudyWriter(box, name="s", study_id="id", tracking_uri=self.store, artifacts=None).deliver(limit)
+            StudyWriter(box, name="s", study_id="id", tracking_uri=self.store, artifacts=None, rule=RULE).deliver(limit)
         except Died:
             pass
         finally:
             box.close()
+        self.check_what_may_be_on_the_front()
 
     def late_writer_closes(self, session: int) -> None:
         """The writer of a driver that died says so, perhaps long after."""
@@ -285,8 +305,34 @@ class World:
                 self.session.outbox.close_session(self.session.number, "FINISHED")
                 self.deliver(10**6)
                 self.close_files()
+                self.check_the_storage()
                 return
         raise AssertionError("the study never ends")
+
+    def check_the_storage(self) -> None:
+        """Only logs are left, but for what workers wrote of whom nobody knew any more."""
+        for number in set(range(NUM_TRIALS)) - self.haunted:
+            assert set(self.spec.trial_folder(number).sizes()) <= {"log.txt"}
+
+    def check_what_may_be_on_the_front(self) -> None:
+        """It is there at every instant: a model that was dropped is dominated by one that is kept, or no candidate at all."""
+        front = [costs for costs, is_kept in self.comparable() if is_kept]
+        for costs, is_kept in self.comparable():
+            assert is_kept or any(other != costs and all(a <= b for a, b in zip(other, costs, strict=True)) for other in front)
+
+    def comparable(self) -> Iterator[tuple[tuple[float, ...], bool]]:
+        """Costs of each candidate or else trial that may be on the front, and whether MLflow has its files."""
+        offering = {m.tags[PREFIX + "trial"] for m in self.store.models.values()}
+        ended = {r.tags[PREFIX + "trial"]: r for r in self.store.runs.values() if r.status == "FINISHED"}
+        for model in self.store.models.values():
+            if model.tags[PREFIX + "trial"] in ended and model.status == "READY":
+                metrics = {row.key.removeprefix("candidate/"): row.value for row in model.metrics}
+                if costs := RULE.costs(metrics):
+                    yield costs, "model.safetensors" in model.files
+        for number, run in ended.items():
+            latest = {key: value for key, _, _, value in sorted(run.rows, key=lambda row: row[1])}
+            if number not in offering and int(number) >= 0 and (costs := RULE.costs(latest)):
+                yield costs, "model/model.safetensors" in run.files
 
     def states(self) -> list[str]:
         with sqlite3.connect(self.folder.optuna_file) as connection:
@@ -310,7 +356,7 @@ class World:
             "failures": [t.user_attrs.get("failure") for t in trials],
             "runs": {number: run_without_times(run) for number, run in sorted(runs.items())},
             "models": sorted(
-                (int(m.tags[PREFIX + "trial"]), int(m.tags[PREFIX + "candidate"]), m.status, sorted(m.files.items()))
+                (m.tags[PREFIX + "trial"], m.tags[PREFIX + "candidate"], m.status, is_dropped(m), sorted(m.files.items()))
                 for m in self.store.models.values()
             ),
         }  # fmt: skip
@@ -319,6 +365,10 @@ class World:
         if self.session is not None:
             self.close_files()
         self._scratch.cleanup()
+
+
+def is_dropped(thing: Any) -> bool:
+    return bool(thing.tags.get(MODEL_TAG) == DROPPED)
 
 
 def run_without_times(run: Any) -> dict[str, Any]:
@@ -365,6 +415,9 @@ def undisturbed(sampler: str, lookahead: int | None) -> dict[str, Any]:
     world = World(sampler, lookahead)
     world.complete()
     found = world.outcome()
+    gone = [is_dropped(thing) for thing in (*world.store.models.values(), *world.store.runs.values())]
+    assert any(gone), "the floor must be so low that models are dropped"
+    assert not all(gone)
     world.remove()
     return found
 

@@ -76,6 +76,8 @@ def test_a_uri_goes_through_pyarrow(tmp_path):
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_a_folder_knows_its_bytes_and_goes_with_all_that_is_in_it(tmp_path, scheme):
+    if scheme:
+        pytest.importorskip("pyarrow")
     folder = Folder(f"{scheme}{tmp_path}/study")
     assert folder.sizes() == {}
     folder.remove()

@@ -1,0 +1,159 @@
+"""Clear away what a study need not keep. What a process that was killed here left undone, the same call finishes."""
+
+import contextlib
+import fcntl
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from study import disk
+from study.errors import UserError
+from study.home import Home, StudyFolder
+from study.lease import StorageLease
+from study.outbox import Outbox
+from study.retention import Rule, Stock
+from study.spec import KEEPS, StudySpec
+
+_LOG, _DEPTH_OF_LOG = "log.txt", 2
+_PARTIAL = ".partial"
+_CLOCK = "clock-"
+"""Begins the name of a file by which a lease told the storage's time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """What goes of a study, or has gone.
+
+    Attributes:
+        num_bytes: by kind, as in `study.disk.KINDS`.
+        num_models: dropped from MLflow; their metrics, charts and logs stay.
+        num_trials: of which files in the storage go.
+    """
+
+    study: str
+    num_bytes: Mapping[str, int]
+    num_models: int
+    num_trials: int
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return sum(self.num_bytes.values())
+
+    def to_json(self) -> dict[str, Any]:
+        kinds = {kind: num for kind, num in self.num_bytes.items() if num}
+        return {"study": self.study, "bytes": kinds, "total": self.total} | {
+            "models": self.num_models, "trials": self.num_trials,
+        }  # fmt: skip
+
+
+def sweep(name: str, *, home: str | Path | None = None, keep: str | None = None, dry_run: bool = False) -> Sweep:
+    """Clear away what a study need not keep, whichever version of this package made it.
+
+    That is all but the log of each trial that has ended, once MLflow has the rest; models that its rule lets go
+    (`study.retention`); what killed processes left half-written; files of runs and candidates that were deleted in MLflow.
+    Trials that may go on, and what trials share, are left as they are.
+
+    Args:
+        home: None for `$STUDY_HOME`.
+        keep: which models it keeps from now on, one of `study.spec.KEEPS`; None for what it kept so far.
+        dry_run: only say what would go.
+
+    Raises:
+        UserError: if there is no such study, it is running, or MLflow does not answer.
+    """
+    if keep not in (None, *KEEPS):
+        raise UserError(f"--keep must be {' or '.join(KEEPS)}, but got {keep!r}; leave it out to change nothing")
+    folder = Home(home).study(name).require()
+    with alone(folder) as old, lease_of(old, folder), contextlib.closing(Outbox(folder.outbox_file)) as outbox:
+        spec = replace(old, keep=keep or old.keep)
+        plan = _plan(folder, spec, outbox)
+        if not dry_run:
+            spec.save(folder.spec_file)
+            _carry_out(folder, spec, outbox)
+    return plan
+
+
+def _plan(folder: StudyFolder, spec: StudySpec, outbox: Outbox) -> Sweep:
+    from study import artifacts
+    from study.writer import connect
+
+    found, trials, ended = Counter[str](), set[int](), _ended(folder)
+    for path, num_bytes in spec.study_folder.sizes().items():
+        if _may_go(path, ended):
+            found[disk.kind_in_storage(path)] += num_bytes
+            trials |= {trial for trial in [disk.trial_of(path)] if trial is not None}
+    writer = connect(folder.path, outbox)
+    stock = Stock(Rule.of(spec), (model for model in outbox.models() if model.state != "dropped"))
+    for trial in sorted(ended - outbox.settled()):
+        for model in writer.look_at(trial, spec.trial_folder(trial)):
+            stock.add(model)
+    excess = stock.take_excess()
+    found[disk.OTHERS] += sum(model.num_bytes for model in excess)
+    found[disk.REST] += sum(artifacts.num_bytes(uri, spec.tracking_uri) for uri in writer.orphans().values())
+    return Sweep(study=folder.name, num_bytes=found, num_models=len(excess), num_trials=len(trials))
+
+
+def _may_go(path: str, ended: set[int]) -> bool:
+    """Whether a file of the storage may go: of a trial that has ended all but its log."""
+    trial, name = disk.trial_of(path), path.rpartition("/")[2]
+    if trial is not None:
+        return trial in ended and (name != _LOG or path.count("/") > _DEPTH_OF_LOG)
+    return name.startswith(_CLOCK) or (name.startswith(".") and name.endswith(_PARTIAL))
+
+
+def _carry_out(folder: StudyFolder, spec: StudySpec, outbox: Outbox) -> None:
+    from study import artifacts
+    from study.writer import connect
+
+    ended = _ended(folder)
+    outbox.settle({trial: spec.trial_folder(trial).address for trial in sorted(ended - outbox.settled())})
+    writer = connect(folder.path, outbox)
+    with writer.weighing_at_once():  # as in the plan, and not trial by trial
+        while writer.deliver():
+            pass
+        left = {disk.trial_of(path) for path in spec.study_folder.sizes() if _may_go(path, ended)}
+        for trial in sorted(trial for trial in left if trial is not None):
+            writer.settle(trial, spec.trial_folder(trial))
+    for path in spec.study_folder.sizes():
+        if _may_go(path, ended) and (path.endswith(_PARTIAL) or path.startswith(_CLOCK)):
+            spec.study_folder.delete(path)
+    for place, uri in writer.orphans().items():
+        artifacts.delete(uri, spec.tracking_uri)
+        for model in outbox.models():
+            if model.place == place:
+                outbox.mark_model(model, "dropped")
+
+
+@contextlib.contextmanager
+def alone(folder: StudyFolder) -> Iterator[StudySpec]:
+    """Hold a study that nobody runs in this home, and whose writer is done.
+
+    Raises:
+        UserError: if somebody does, or it is not.
+    """
+    with folder.lease(), (folder.path / "writer.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"a study's events must have reached MLflow before its files may go, but those of {folder.name!r} are still on "
+                "their way; wait a moment"
+            ) from None
+        yield StudySpec.load(folder.spec_file)
+
+
+def lease_of(spec: StudySpec, folder: StudyFolder) -> StorageLease:
+    """Refuses while another home runs the study, or has it cleared away."""
+    home = str(folder.home.path)
+    return StorageLease(spec.study_folder, name=spec.name, study_id=spec.study_id, home=home, on_lost=lambda _: None)
+
+
+def _ended(folder: StudyFolder) -> set[int]:
+    """Trials whose end the record knows."""
+    with contextlib.closing(sqlite3.connect(f"file:{folder.optuna_file}?mode=ro", uri=True, timeout=60)) as connection:
+        rows = connection.execute("SELECT number FROM trials WHERE state NOT IN ('RUNNING', 'WAITING')")
+        return {number for (number,) in rows}

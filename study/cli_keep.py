@@ -1,0 +1,91 @@
+"""The commands about bytes: du, gc, delete. Imports late, as `study.cli` does."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from study.cli_life import Keep, Name, app, make_console
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Names = Annotated[list[str] | None, typer.Argument(help="Studies; by default every one of this home.", metavar="NAME...")]
+
+
+@app.command()
+def du(names: Names = None, as_json: AsJson = False) -> None:
+    """Show how many bytes each study is, and what they are."""
+    from rich.table import Table
+
+    from study import disk
+    from study.home import Home
+
+    home = Home()
+    found = [disk.usage(home.study(name)) for name in names or [folder.name for folder in home.studies()]]
+    database = disk.database_bytes(home)
+    total = sum(usage.total for usage in found) + database
+    if as_json:
+        print(json.dumps({"studies": [u.to_json() for u in found], "mlflow_database": database, "total": total}, indent=2))
+        return
+    table = Table(title=f"studies in {home.path}", title_justify="left")
+    kinds = [kind for kind in disk.KINDS if any(usage.num_bytes[kind] for usage in found)]
+    for column in ("study", *(kind.replace("_", " ") for kind in kinds), "all", "models dropped"):
+        table.add_column(column, justify="left" if column == "study" else "right", overflow="fold")
+    for usage in found:
+        shown = [disk.shown(usage.num_bytes[kind]) for kind in kinds]
+        table.add_row(usage.study, *shown, disk.shown(usage.total), str(usage.num_dropped or "-"))
+    console = make_console()
+    console.print(table if found else f"no studies in {home.path} yet")
+    console.print(f"with MLflow's database ({disk.shown(database)}): {disk.shown(total)}", highlight=False)
+
+
+@app.command()
+def gc(
+    names: Names = None,
+    keep: Keep = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Clear away what studies need not keep: checkpoints and copies of trials that have ended, models far from the front."""
+    from study import disk
+    from study.cleaning import sweep
+    from study.home import Home
+
+    running = [] if names else [folder.name for folder in Home().studies() if folder.holder()]
+    chosen = names or [folder.name for folder in Home().studies() if folder.name not in running]
+    found = [sweep(name, keep=keep, dry_run=dry_run) for name in chosen]
+    if as_json:
+        total = sum(one.total for one in found)
+        print(json.dumps({"dry_run": dry_run, "studies": [one.to_json() for one in found], "total": total}, indent=2))
+        return
+    console = make_console()
+    for name in running:
+        console.print(f"{name}: is running, left as it is", highlight=False)
+    for one in found:
+        kinds = [f"{kind.replace('_', ' ')} {disk.shown(num)}" for kind, num in one.num_bytes.items() if num]
+        what = f"{', '.join(kinds)}; {one.num_models} models" if kinds else "nothing"
+        console.print(f"{one.study}: {'would go' if dry_run else 'gone'}: {disk.shown(one.total)} ({what})", highlight=False)
+
+
+@app.command()
+def delete(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Really.")] = False,
+) -> None:
+    """Delete a study: its files, its experiment in MLflow, its record. Nothing brings it back."""
+    from study import disk
+    from study.deleting import delete as run
+    from study.errors import UserError
+    from study.home import Home
+
+    folder = Home().study(name)
+    if not yes:
+        usage = disk.usage(folder)
+        raise UserError(
+            f"a study is deleted for ever, so `study delete {name}` needs --yes; {disk.shown(usage.total)} would go: "
+            f"{usage.num_models} models and all that MLflow and {folder.path} have of it"
+        )
+    notice = run(name)
+    console = make_console()
+    console.print(f"{name} is deleted", highlight=False)
+    if notice:
+        console.print(notice, highlight=False, markup=False)

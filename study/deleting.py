@@ -1,0 +1,73 @@
+"""Delete a study: its files in the storage, its experiment in MLflow, its folder in the home.
+
+The home's folder goes last and all at once, so that a process that was killed here is finished by the same call.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from study.cleaning import alone, lease_of
+from study.home import Home
+from study.lease import LEASE
+from study.spec import StudySpec
+
+_TRASH = ".deleted-"
+_OWNER = "study.json"
+
+
+def delete(name: str, *, home: str | Path | None = None) -> str | None:
+    """Remove a study from its storage, from MLflow and from its home; its forks keep their own files.
+
+    Args:
+        home: None for `$STUDY_HOME`.
+
+    Returns:
+        what the user may want to know, if anything.
+
+    Raises:
+        UserError: if there is no such study, it is running, or MLflow does not answer.
+    """
+    folder = Home(home).study(name)
+    trash = folder.path.with_name(f"{_TRASH}{name}")
+    if trash.exists() and not folder.path.exists():  # all else is gone already
+        shutil.rmtree(trash)
+        return None
+    folder.require()
+    with alone(folder) as spec:
+        with lease_of(spec, folder):
+            notice = _delete_from_mlflow(spec)
+            is_ours = _empty_storage(spec)
+        if is_ours:
+            spec.study_folder.remove()
+        shutil.rmtree(trash, ignore_errors=True)
+        folder.path.rename(trash)
+    shutil.rmtree(trash)
+    return notice
+
+
+def _delete_from_mlflow(spec: StudySpec) -> str | None:
+    from study import artifacts
+
+    place = artifacts.delete_experiment(spec.tracking_uri, spec.name, spec.study_id)
+    if place is None:
+        return None
+    database = spec.tracking_uri if spec.tracking_uri.startswith("sqlite:") else "DATABASE"
+    return (
+        f"MLflow hides its rows as those of experiment {place}; for good they go with: mlflow gc --tracking-uri "
+        f"{spec.tracking_uri} --backend-store-uri {database} --experiment-ids {place}"
+    )
+
+
+def _empty_storage(spec: StudySpec) -> bool:
+    """Remove a study's files, last the one that says whose they are; return whether they are this study's."""
+    folder = spec.study_folder
+    names = {path.partition("/")[0] for path in folder.sizes()}
+    if _OWNER not in names:
+        return names <= {LEASE}
+    if json.loads(folder.read(_OWNER))["study_id"] != spec.study_id:
+        return False
+    for name in sorted(names - {_OWNER, LEASE}):
+        folder.child(name).remove()
+        folder.delete(name)
+    return True
