@@ -14,6 +14,7 @@ from search_spaces.space import Constraint
 from study.home import model_label
 from study.pareto import non_dominated
 from study.record import Draw, PastTrial
+from study.report import duration
 from study.spec import StudySpec
 from trainables.protocol import Failure
 
@@ -120,7 +121,7 @@ class Board:
             return ""
         seconds_each = (time.monotonic() - self._started_at) / (done + sum(self._running.values()))
         left = self._spec.num_trials - self._num_over - sum(self._running.values())
-        return f" | {60 / seconds_each:.1f} trials/min, about {_duration(max(0.0, left * seconds_each))} left"
+        return f" | {60 / seconds_each:.1f} trials/min, about {duration(max(0.0, left * seconds_each))} left"
 
     def __rich__(self) -> Group:
         counts = f"{self._num_done} done, {len(self._running)} running, {self._num_failed} failed, {self._num_stopped} pruned"
@@ -148,9 +149,3 @@ class Board:
 
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

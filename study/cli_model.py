@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,7 +43,7 @@ def model(
     with reading(console) as progress:
         studies = open_studies(names or [], tracking_uri=tracking_uri, progress=progress)
     row = choose_model(studies, knee=knee, trial=trial, candidate=candidate, objectives=objective or (), where=where)
-    told = {"label": row.label, "run_id": row.run_id, "params": row.params, "metrics": row.metrics}
+    told: dict[str, Any] = {"label": row.label, "run_id": row.run_id, "params": row.params, "metrics": row.metrics}
     if out is not None:
         told["folder"] = str(take_out(row, out))
     if register is not None:

@@ -82,7 +82,10 @@ def pareto(
 
         pictures.plot_front(studies, front, plot)
     if as_json:
-        print(json.dumps(_to_json(front, knee=knee, seeds=seeds, dominated=dominated, corner=corner), indent=2))
+        from study import trials
+
+        fields = _to_json(front, knee=knee, seeds=seeds, dominated=dominated, corner=corner)
+        print(json.dumps(trials.as_json(fields), indent=2))
     elif as_csv:
         from study import report
 

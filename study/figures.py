@@ -12,7 +12,7 @@ from study.front import Front, Objective
 from study.front_colors import NEUTRAL, Colors
 from study.front_marks import FrontPicture, escaped, hover, label_of, log_axis
 from study.pictures import add_panel
-from study.report import short
+from study.report import duration, short
 from study.trials import Trials
 
 FAINT = "#b9bfca"
@@ -86,25 +86,24 @@ def draw_hypervolume(front: Front) -> Part:
 
     if len(front.compared) < 2:
         return Part(sentences=("A hypervolume that grows needs two models that are compared.",))
-    try:
-        ends, values = front.hypervolume_over_time()
-    except ValueError as error:  # no finite reference
-        return Part(sentences=(f"There is no hypervolume: {error}.",))
+    if not front.reference:
+        return Part(sentences=("There is no hypervolume, as an objective has no finite value.",))
+    ends, values = front.hypervolume_over_time()
     if not math.isfinite(values[-1]):
         return Part(sentences=("The hypervolume is infinite, as an objective of the front is.",))
     steps = _steps(ends, values)
-    hours = [(end - ends[0]) / 3_600_000 for _, end, _ in steps]
+    times = [duration((end - ends[0]) / 1000) for _, end, _ in steps]
     trace = Scatter(
         x=[number for number, _, _ in steps], y=[value for _, _, value in steps], mode="lines",
         line={"shape": "hv", "color": INK, "width": 2}, hoverinfo="text",
-        text=[f"{short(value)}<br>{number} models, {h:.2f} h" for (number, _, value), h in zip(steps, hours, strict=True)],
+        text=[f"{short(value)}<br>{number} models, {told}" for (number, _, value), told in zip(steps, times, strict=True)],
     )  # fmt: skip
     figure = new_figure()
     figure.add_trace(trace)
     figure.update_layout(xaxis_title_text="models compared, as their trials ended", yaxis_title_text="hypervolume")
     figure.update_layout(yaxis={"rangemode": "tozero", "exponentformat": "power"})
     late = next(number for number, _, value in steps if value >= 0.99 * values[-1])
-    sentence = f"99 % of it was there after {late} of {len(values)} models ({(ends[late - 1] - ends[0]) / 3_600_000:.2f} h)."
+    sentence = f"99 % of it was there after {late} of {len(values)} models ({duration((ends[late - 1] - ends[0]) / 1000)})."
     return Part(sentences=(sentence,), drawings=(Drawing(name="hypervolume", figure=figure, height=320),))
 
 

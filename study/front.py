@@ -94,10 +94,14 @@ class Front:
 
     @cached_property
     def reference(self) -> dict[str, float]:
-        """The corner that hypervolumes are measured from unless told otherwise: a tenth worse than the worst compared model."""
-        if not len(self.rows):
+        """The corner that hypervolumes are measured from unless told otherwise: a tenth worse than the worst compared model.
+
+        Empty where nothing is compared, or an objective has no finite value.
+        """
+        costs = self.costs(self.compared)
+        if not np.isfinite(costs).any(axis=0).all():
             return {}
-        worst = hypervolume.reference_point(self.costs(self.compared))
+        worst = hypervolume.reference_point(costs)
         return {o.metric: float(sign_of(o) * value) for o, value in zip(self.objectives, worst, strict=True)}
 
     def hypervolume(self, reference: Mapping[str, float] | None = None) -> float:
@@ -108,7 +112,7 @@ class Front:
                 to compare studies.
 
         Raises:
-            UserError: if it lacks an objective, or has another metric.
+            UserError: if it lacks an objective, or has another metric; without one, if there is no `reference`.
         """
         return hypervolume.hypervolume(self.costs(self.rows), self.corner(reference)) if len(self.rows) else 0.0
 
@@ -147,13 +151,13 @@ class Front:
         return answers
 
     def to_json(self) -> dict[str, Any]:
-        """`{study, objectives, front: [{trial, candidate, params, values, run_id}], knee, hypervolume, reference, left_out}`."""
+        """`{study, objectives, front: [{label, study, trial, candidate, params, values, run_id}], knee, hypervolume, reference, left_out}`."""
         return {
             "study": self.study,
             "objectives": [{"metric": o.metric, "goal": o.goal, "unit": o.unit} for o in self.objectives],
             "front": [self.row_to_json(row) for row in self.rows],
             "knee": None if self.knee is None else self.knee.label,
-            "hypervolume": self.hypervolume(),
+            "hypervolume": self.hypervolume() if self.reference or not len(self.rows) else None,
             "reference": self.reference,
             "num_dominated": len(self.dominated),
             "left_out": self.left_out,

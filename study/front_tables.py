@@ -56,6 +56,8 @@ def _dominated_title(front: Front, limit: int) -> str:
 def hypervolume_line(front: Front, reference: Mapping[str, float] | None) -> str:
     """The hypervolume, and the corner that it is measured from."""
     corner = front.reference if reference is None else reference
+    if len(front.rows) and not corner:
+        return "hypervolume: none, as an objective has no finite value; give a corner: --reference METRIC=NUMBER"
     told = ", ".join(f"{name}={short(value)}" for name, value in corner.items())
     why = "" if reference else " (a tenth worse than the worst; to compare studies, give one: --reference METRIC=NUMBER)"
     return f"hypervolume: {front.hypervolume(reference):.6g}, from {told or 'nothing'}{why}"

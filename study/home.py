@@ -119,8 +119,12 @@ class StudyFolder:
         """Return itself.
 
         Raises:
-            UserError: if no such study was launched from this home.
+            UserError: if no such study was launched from this home, or it was imported.
         """
+        if not self.exists() and (self.path / "imported.json").exists():
+            raise UserError(
+                f"a study goes on only if it has a space to draw from, but {self.name!r} was imported; launch one of its own"
+            )
         if not self.exists():
             known = ", ".join(study.name for study in self.home.studies()) or "none yet"
             raise UserError(

@@ -19,6 +19,13 @@ def short(value: object) -> str:
     return f"{value:.0f}" if isinstance(value, float) else str(value)
 
 
+def duration(seconds: float) -> str:
+    """A time as people tell it: 42 s, 12 min, 3.4 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def front_table(front: Front) -> Table:
     """The front, a row a model: trial and candidate, objectives, parameters.
 

@@ -18,7 +18,7 @@ from study.front import Front
 from study.knee import finite_range
 from study.pictures import front_picture
 from study.query import Studies, Study
-from study.report import parameter_names, repeated_work, short, summary
+from study.report import duration, parameter_names, repeated_work, short, summary
 from study.trials import TrialRow, Trials
 
 _MAX_ROWS = 500
@@ -101,18 +101,18 @@ def _cards(study: Studies, front: Front) -> str:
     trials = study.all_trials
     states = Counter(trials.column("state"))
     told = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none yet"
-    return html.cards({"Trials": f"{told}. {_duration(trials)}", "Knee": _knee(front), "Hypervolume": _hypervolume(front)})
+    return html.cards({"Trials": f"{told}. {_when(trials)}", "Knee": _knee(front), "Hypervolume": _hypervolume(front)})
 
 
-def _duration(trials: Trials) -> str:
+def _when(trials: Trials) -> str:
     pairs = zip(trials.column("start_ms"), trials.column("end_ms"), strict=True)
     ended = [(start, end) for start, end in pairs if start and end]
     if not ended:
         return ""
     first, last = min(start for start, _ in ended), max(end for _, end in ended)
-    hours = sum(end - start for start, end in ended) / 3_600_000
+    spent = duration(sum(end - start for start, end in ended) / 1000)
     repeated = repeated_work(trials) if len(trials) <= _MAX_ROWS else None
-    return f"{_moment(first)} to {_moment(last)}, {hours:.3g} h of trials" + (f"; {repeated}." if repeated else ".")
+    return f"{_moment(first)} to {_moment(last)}, {spent} of trials" + (f"; {repeated}." if repeated else ".")
 
 
 def _moment(ms: int) -> str:
@@ -131,14 +131,11 @@ def _values(front: Front, row: TrialRow) -> str:
 
 
 def _hypervolume(front: Front) -> str:
-    try:
-        volume, corner = front.hypervolume(), front.reference
-    except ValueError as error:  # an objective without a finite value
-        return f"There is none: {error}."
+    corner = front.reference
     if not corner:
-        return "0, as no model is on the front."
+        return "None, as an objective has no finite value." if len(front.rows) else "0, as no model is on the front."
     told = ", ".join(f"{name} {short(value)}" for name, value in corner.items())
-    return f"{volume:.6g}, measured from {told}: a tenth worse than the worst compared model."
+    return f"{front.hypervolume():.6g}, measured from {told}: a tenth worse than the worst compared model."
 
 
 def _front_table(front: Front) -> str:

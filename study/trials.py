@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -298,3 +299,14 @@ def _column(values: list[Any]) -> pa.Array:
         return pa.array(values, pa.bool_())
     texts = (value if isinstance(value, str) or value is None else json.dumps(value) for value in values)
     return pa.array(list(texts), pa.string())
+
+
+def as_json(value: Any) -> Any:
+    """Plain values as JSON has them: the words NaN, Infinity and -Infinity for the numbers that it lacks."""
+    if isinstance(value, dict):
+        return {key: as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
