@@ -147,7 +147,7 @@ def test_whatever_a_user_calls_things_is_text():
         (study_of(*line(5), objectives=(LOSS,)), "Model 0 gives up least"),
         (study_of(*line(5), constraints=("loss >= 90",)), "left out: 5 infeasible"),
         (study_of(*line(5), constraints=("absent >= 90",)), "left out: 5 infeasible"),
-        (study_of(record(0, {"loss": math.inf, "size": 1.0}), record(1, {"loss": math.inf, "size": 1.0})), "None, as an objective has no finite"),
+        (study_of(record(0, {"loss": math.inf, "size": 1.0}), record(1, {"loss": math.inf, "size": 1.0})), "has no finite value"),
         (study_of(record(0, {"loss": -math.inf, "size": 1.0}), *line(3)), "inf, measured from"),
         (study_of(*line(3), log_scale=("loss", "size")), "3 of 3 compared trials"),
         (study_of(record(0, {"loss": 0.0, "size": 0.0}), log_scale=("loss", "size")), "1 of 1 compared trials"),
