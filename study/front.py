@@ -151,7 +151,7 @@ class Front:
         return answers
 
     def to_json(self) -> dict[str, Any]:
-        """`{study, objectives, front: [{label, study, trial, candidate, params, values, run_id}], knee, hypervolume, reference, left_out}`."""
+        """`{study, objectives, front, knee, hypervolume, reference, num_dominated, left_out}`; of the front `row_to_json`."""
         return {
             "study": self.study,
             "objectives": [{"metric": o.metric, "goal": o.goal, "unit": o.unit} for o in self.objectives],
