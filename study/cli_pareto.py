@@ -150,7 +150,7 @@ def _show(
     console.print(report.summary(front), highlight=False)
     if front.knee is not None and seeds is None:
         console.print(f"knee, the best compromise: {front.knee.label}", highlight=False)
-    if hypervolume or corner:
+    if (hypervolume or corner) and seeds is None:
         console.print(front_tables.hypervolume_line(front, corner), highlight=False)
     if dominated:
         console.print(front_tables.dominated_table(front, _SHOWN_DOMINATED))
