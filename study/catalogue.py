@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from search_spaces.space import StudySpace
 from study.probe import describe_space
@@ -58,7 +59,7 @@ def _spaces_of(module_name: str) -> list[dict[str, Any]]:
 def show(entries: list[dict[str, Any]], console: Console) -> None:
     """Print the catalogue as tables."""
     for entry in entries:
-        console.print(f"[bold]{entry['experiment']}[/bold]: {entry['about']}")
+        console.print(Text.assemble((entry["experiment"], "bold"), f": {entry['about']}"))
         metrics = Table(box=None, padding=(0, 2))
         for column in ("metric", "goal", "unit", "meaning"):
             metrics.add_column(column, overflow="fold")
@@ -66,7 +67,7 @@ def show(entries: list[dict[str, Any]], console: Console) -> None:
             metrics.add_row(metric["name"], metric["goal"] or "-", metric["unit"], metric["meaning"])
         console.print(metrics)
         for space in entry["spaces"]:
-            console.print(f"  [bold cyan]{space['space']}[/bold cyan]: {space['about']}")
+            console.print(Text.assemble("  ", (space["space"], "bold cyan"), f": {space['about']}"))
             objectives = ", ".join(f"{goal} {name}" for name, goal in space["objectives"].items())
             constraints = f" subject to {', '.join(space['constraints'])}" if space["constraints"] else ""
             console.print(f"    {objectives}{constraints}; {space['num_trials']} trials", highlight=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 from rich.table import Table
+from rich.text import Text
 
 from study.home import StudyFolder
 from study.query import open_study
@@ -124,7 +125,7 @@ def sheet(checks: Sequence[Check]) -> Table:
     for column in ("", "what must hold", "expected", "found"):
         table.add_column(column, overflow="fold")
     for check in checks:
-        mark = "[green]pass[/green]" if check.holds else "[bold red]FAIL[/bold red]"
+        mark = Text("pass", "green") if check.holds else Text("FAIL", "bold red")
         table.add_row(mark, check.name, check.expected, check.found)
     return table
 

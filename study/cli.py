@@ -72,7 +72,7 @@ def status(name: Name, tracking_uri: TrackingUri = None, as_json: AsJson = False
     if as_json:
         fields = {"study": name, "state": running, "num_trials": study.num_trials, "counts": counts}
         fields["parents"] = [dataclasses.asdict(parent) for parent in study.parents]
-        print(json.dumps(fields | {"trials": [_trial_fields(row) for row in trials]}, indent=2))
+        print(_json(fields | {"trials": [_trial_fields(row) for row in trials]}))
         return
     table = Table(title_justify="left")
     for column in ("trial", "state", "progress", *(o.metric for o in study.objectives), "attempts", "host"):
@@ -117,6 +117,8 @@ def trial(
     as_json: AsJson = False,
 ) -> None:
     """Show one trial: parameters, metrics, candidates, attempts, host, the cause of a failure, its log, its charts."""
+    from rich.text import Text
+
     from study.report import candidates_table, repeated_work, short
 
     study = _open(name, tracking_uri)
@@ -128,24 +130,24 @@ def trial(
         log = f"({error})"
     if as_json:
         models = [{"candidate": found.candidate, "metrics": found.metrics, "model_id": found.model_id} for found in candidates]
-        print(json.dumps(_trial_fields(row) | {"candidates": models, "log": log}, indent=2))
+        print(_json(_trial_fields(row) | {"candidates": models, "log": log}))
         return
     console = make_console()
     where = f"{row.attempts} attempt{'s'[: row.attempts > 1]}, on {row.host or 'no host yet'}, run {row.run_id}"
-    console.print(f"[bold]{name} trial {number}[/bold]: {row.state}, {where}", highlight=False)
+    console.print(Text.assemble((f"{name} trial {number}", "bold"), f": {row.state}, {where}"))
     if repeated := repeated_work([row]):
         console.print(repeated, highlight=False)
     for title, values in (("parameters", row.params), ("metrics", row.metrics)):
-        console.print(f"[bold]{title}[/bold]")
+        console.print(title, style="bold")
         for key, value in values.items():
             console.print(f"  {key} = {short(value)}", markup=False, highlight=False)
     if candidates:
         console.print(candidates_table(candidates, study.objectives))
     if row.failure is not None:
-        console.print(f"[bold]failed[/bold] ({row.failure.cause})")
+        console.print(Text.assemble(("failed", "bold"), f" ({row.failure.cause})"))
         console.print(row.failure.traceback or row.failure.error, markup=False, highlight=False)
     if log:
-        console.print("[bold]log[/bold]")
+        console.print("log", style="bold")
         console.print(log.rstrip(), markup=False, highlight=False)
     if charts is None and row.charts:
         shown = ", ".join(row.charts)
@@ -195,6 +197,13 @@ def chaos(
         how = "nothing is lost, nothing is done twice" if report.passed else f"see {report.folder}; once more: {again}"
         console.print(f"{kills} kills, {report.num_launches} launches, {report.seconds:.0f} s: {how}", highlight=False)
     raise typer.Exit(0 if report.passed else 1)
+
+
+def _json(fields: dict[str, Any]) -> str:
+    """As text; what JSON lacks, in words."""
+    from study.trials import as_json
+
+    return json.dumps(as_json(fields), indent=2)
 
 
 def _open(name: str, tracking_uri: str | None) -> "Study":

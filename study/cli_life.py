@@ -216,6 +216,6 @@ def _conclude(outcome: "Outcome") -> None:
 
 
 def make_console() -> Console:
-    """A console whose lines are not folded when nobody looks."""
-    console = Console()
-    return console if console.is_terminal else Console(width=240)
+    """A console whose lines are not folded when nobody looks, and that takes brackets for brackets: names may hold any."""
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(width=240, markup=False)

@@ -10,7 +10,7 @@ from study.cli_life import app, make_console
 from study.cli_pareto import Names, Pairs, TrackingUri, reading
 from study.errors import UserError
 
-_SIGNS = {"passed": "[green]passed[/green]", "refused": "[red]refused[/red]", "not checked": "[yellow]not checked[/yellow]"}
+_COLORS = {"passed": "green", "refused": "red", "not checked": "yellow"}
 
 
 @app.command()
@@ -24,6 +24,9 @@ def model(
         Pairs, typer.Option(help="Of the front that the knee is of; may be repeated.", metavar="METRIC:min|max")
     ] = None,
     where: Annotated[str | None, typer.Option(help="Which models the front is of; see `study pareto --help`.")] = None,
+    constraint: Annotated[
+        Pairs, typer.Option(help="A further bound that models of the front meet.", metavar="'METRIC <= NUMBER'")
+    ] = None,
     register: Annotated[
         str | None, typer.Option(help="Make it a version of this registered model in MLflow.", metavar="MODEL")
     ] = None,
@@ -34,6 +37,7 @@ def model(
     """Copy a model out of a study, with a passport that says what it is; put it into MLflow's model registry."""
     from study.models import choose_model, take_out
     from study.several import open_studies
+    from study.trials import as_json as plain_json
 
     if out is None and register is None:
         raise UserError("a model must go somewhere, but got neither --out nor --register; try --out narrow")
@@ -42,7 +46,10 @@ def model(
     console = make_console()
     with reading(console) as progress:
         studies = open_studies(names or [], tracking_uri=tracking_uri, progress=progress)
-    row = choose_model(studies, knee=knee, trial=trial, candidate=candidate, objectives=objective or (), where=where)
+    row = choose_model(
+        studies, knee=knee, trial=trial, candidate=candidate, objectives=objective or (), where=where,
+        constraints=constraint or (),
+    )  # fmt: skip
     told: dict[str, Any] = {"label": row.label, "run_id": row.run_id, "params": row.params, "metrics": row.metrics}
     if out is not None:
         told["folder"] = str(take_out(row, out))
@@ -52,7 +59,7 @@ def model(
         version = register_model(row, row.require_source().tracking_uri, name=register, alias=alias)
         told |= {"registered": register, "version": version, "alias": alias}
     if as_json:
-        print(json.dumps(told, indent=2))
+        print(json.dumps(plain_json(told), indent=2))
         return
     if out is not None:
         console.print(f"model {row.label} of {studies.name} is in {out}; check it: study verify {out}", highlight=False)
@@ -75,6 +82,7 @@ def verify(
     Nothing of the folder is unpickled or executed. Exit status 1 if anything is refused.
     """
     from rich.table import Table
+    from rich.text import Text
 
     from trainables.verification import verify_models
 
@@ -93,7 +101,7 @@ def verify(
         for column in ("check", "outcome", "what was found"):
             table.add_column(column, overflow="fold")
         for name, outcome, told in verification.rows:
-            table.add_row(name, _SIGNS[outcome], told)
+            table.add_row(name, Text(outcome, _COLORS[outcome]), told)
         console.print(table)
         how = "is what its passport says" if verification.is_sound else "is refused"
         console.print(f"{verification.folder} {how}", highlight=False)

@@ -67,6 +67,10 @@ def pareto(
     """Show the Pareto front: the trials, or their candidates, that no other beats in every objective."""
     from study.several import open_studies
 
+    if as_json and as_csv:
+        raise UserError("a front is printed one way, but got --json and --csv; leave one out")
+    if as_csv and (seeds is not None or dominated):
+        raise UserError("--csv prints the front alone, but got --seeds or --dominated, too; use --json")
     console = make_console()
     with reading(console) as progress:
         studies = open_studies(
@@ -89,7 +93,7 @@ def pareto(
     elif as_csv:
         from study import report
 
-        print(report.front_csv(front), end="")
+        print(report.front_csv(front.only(front.knee) if knee and front.knee else front), end="")
     else:
         _show(console, front, knee=knee, hypervolume=hypervolume, corner=corner, seeds=seeds, dominated=dominated)
     if plot is not None and not as_json and not as_csv:

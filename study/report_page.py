@@ -94,7 +94,11 @@ def parameter_ranges(study: Studies) -> dict[str, str]:
     """Text of each parameter's range; nothing for several studies, that need not have the same."""
     if not isinstance(study, Study):
         return {}
-    return {str(name): str(values) for name, values in json.loads(study.tags.get("parameters", "{}")).items()}
+    try:
+        ranges = json.loads(study.tags.get("parameters", "{}"))
+    except ValueError:  # too many for a tag, which was cut
+        return {}
+    return {str(name): str(values) for name, values in ranges.items()}
 
 
 def _cards(study: Studies, front: Front) -> str:

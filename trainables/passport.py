@@ -35,6 +35,7 @@ EVIDENCE, PROBE, KEPT = "evidence/", "probe/", "kept/"
 """What names in `passport.tensors` begin with."""
 FORMAT = 1
 MAX_PROBE_BYTES = 2**20
+MAX_PASSPORT_BYTES = 2**26
 
 _PACKAGES = ("torch", "numpy", "safetensors", "narrow-study")
 
@@ -232,9 +233,14 @@ def read_passport(folder: str | Path) -> dict[str, Any]:
         ValueError: if there is none, or none of this format.
     """
     law = f"a model folder must hold a {PASSPORT_FILE} of format {FORMAT}"
+    path = Path(folder) / PASSPORT_FILE
+    require(
+        path.is_file() or not path.exists(), law, "something that is no file", "download the model again"
+    )  # a pipe never ends
     try:
-        fields = json.loads((Path(folder) / PASSPORT_FILE).read_bytes())
-    except (OSError, ValueError) as error:
+        with path.open("rb") as file:
+            fields = json.loads(file.read(MAX_PASSPORT_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{law}, but {error}; download the model again, or train it again if it is older") from error
     found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
     require(found == FORMAT, law, repr(found), "verify it with the version that wrote it")

@@ -88,6 +88,7 @@ def test_a_checkpoint_that_is_pruned_meanwhile_is_not_the_newest(tmp_path):
     assert newest([tmp_path / "gone"]) is None
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_four_times_comes_to_what_it_comes_to_in_peace():
     told = []
     command = ("cmsp_curriculum:tiny", "--trials", "6", "--max-concurrent", "1")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 
 import own_experiment
@@ -155,3 +156,16 @@ def test_a_model_may_be_saved_with_nothing_known_of_its_making(tmp_path):
     save_model(Folder(tmp_path), "own_experiment:Plain", Plain.Config(), TENSORS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["experiment.json", "model.safetensors", "passport.json"]
     assert read_passport(tmp_path)["metrics"] == {}
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, "", "[]", '{"format": 0}'])
+def test_what_is_no_passport_is_refused_in_one_sentence(tmp_path, content):
+    (tmp_path / "passport.json").write_text(content)
+    with pytest.raises(ValueError, match=r"a model folder must hold a passport\.json of format 1, but "):
+        read_passport(tmp_path)
+
+
+def test_a_pipe_is_no_passport_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "passport.json")
+    with pytest.raises(ValueError, match="but got something that is no file"):
+        read_passport(tmp_path)
