@@ -1,6 +1,7 @@
 """A search space: which experiment, which parameters, which objectives, under which constraints."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -62,16 +63,16 @@ class Constraint:
         """Read `"metric >= number"`.
 
         Raises:
-            ValueError: if the text has another form.
+            ValueError: if the text has another form, or the number is not finite.
         """
         match = _CONSTRAINT.fullmatch(text)
         try:
-            if match is None:
+            if match is None or not math.isfinite(float(match[3])):
                 raise ValueError
             return cls(match[1], ">=" if match[2] == ">=" else "<=", float(match[3]))
         except ValueError:
             raise ValueError(
-                f"a constraint must read 'metric >= number' or 'metric <= number', but got {text!r}; "
+                f"a constraint must read 'metric >= number' or 'metric <= number', the number finite, but got {text!r}; "
                 "for example 'fraction_converged >= 0.5'"
             ) from None
 

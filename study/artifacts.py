@@ -6,14 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from study import tracking
+from study.retention import REGISTERED_TAG
 
 import mlflow  # isort: skip: study.tracking quietens it first
 from mlflow.entities import LifecycleStage, Run, ViewType  # isort: skip
+from mlflow.exceptions import MlflowException  # isort: skip
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository  # isort: skip
 from mlflow.utils.file_utils import local_file_uri_to_path  # isort: skip
 
+_NO_REGISTRY = ("FEATURE_DISABLED", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED", "PERMISSION_DENIED")
+"""What MLflow says where it has none, or none for us."""
 _ID = re.compile(r"[0-9a-f]{32}|m-[0-9a-f]+")
 """Of a run, or of a logged model."""
+_PAGE = 1000
 
 
 def num_bytes(uri: str, tracking_uri: str) -> int:
@@ -45,32 +50,56 @@ def delete(uri: str, tracking_uri: str) -> None:
 def orphans(client: mlflow.MlflowClient, experiment_id: str) -> dict[str, str]:
     """Where files are of runs and logged models that an experiment has no more, by their ids.
 
-    Where MLflow's files are not on this machine, only those of deleted runs are found.
+    Where MLflow's files are not on this machine, only those of deleted runs are found. What is in MLflow's registry is none:
+    that has no copy of its own.
     """
+    deleted = list(_runs(client, experiment_id, ViewType.DELETED_ONLY))
+    spared = in_registry(client) | {run.info.run_id for run in deleted if REGISTERED_TAG in run.data.tags}
     root = local_folder(client.get_experiment(experiment_id).artifact_location)
     if root is None:
-        deleted = _runs(client, experiment_id, ViewType.DELETED_ONLY)
-        return {run.info.run_id: str(run.info.artifact_uri) for run in deleted if client.list_artifacts(run.info.run_id)}
+        gone = {run.info.run_id: str(run.info.artifact_uri) for run in deleted if run.info.run_id not in spared}
+        return {run_id: uri for run_id, uri in gone.items() if client.list_artifacts(run_id)}
     folders = [path for pattern in ("*", "models/*") for path in root.glob(pattern) if _ID.fullmatch(path.name)]
     living = {run.info.run_id for run in _runs(client, experiment_id, ViewType.ACTIVE_ONLY)}
     living |= {model.model_id for model in tracking.all_models(client, experiment_id)}
-    return {path.name: path.as_uri() for path in folders if path.name not in living}
+    return {path.name: path.as_uri() for path in folders if path.name not in living | spared}
+
+
+def in_registry(client: mlflow.MlflowClient) -> frozenset[str]:
+    """Runs and logged models of which MLflow's registry has a version, whoever put it there, by their ids."""
+    found: set[str] = set()
+    token: str | None = None
+    while True:
+        try:
+            page = client.search_model_versions(max_results=_PAGE, page_token=token)
+        except MlflowException as error:
+            if error.error_code not in _NO_REGISTRY:
+                raise
+            return frozenset()
+        for version in page:
+            found.update(_ID.findall(version.source or ""))
+        token = page.token
+        if not token:
+            return frozenset(found)
 
 
 def _runs(client: mlflow.MlflowClient, experiment_id: str, view: int) -> Iterator[Run]:
     token: str | None = None
     while True:
-        page = client.search_runs([experiment_id], run_view_type=view, max_results=1000, page_token=token)
+        page = client.search_runs([experiment_id], run_view_type=view, max_results=_PAGE, page_token=token)
         yield from page
         token = page.token
         if not token:
             return
 
 
-def delete_experiment(tracking_uri: str, name: str, study_id: str) -> str | None:
+def delete_experiment(tracking_uri: str, name: str, study_id: str | None) -> str | None:
     """Delete a study's experiment with all its files, and make its name free.
 
     MLflow only hides an experiment and keeps its name: it gets another one first.
+
+    Args:
+        study_id: None for whichever is of that name, as of imports, where two of one source have one id.
 
     Returns:
         its id; None if MLflow has none of this study's.
@@ -80,7 +109,9 @@ def delete_experiment(tracking_uri: str, name: str, study_id: str) -> str | None
     """
     client = tracking.connect(tracking_uri)
     with tracking.answering(tracking_uri):
-        ours = f"tags.`{tracking.STUDY_ID_TAG}` = '{study_id}'"
+        ours = f"tags.`{tracking.STUDY_TAG}` = '{name}'"
+        if study_id is not None:
+            ours += f" AND tags.`{tracking.STUDY_ID_TAG}` = '{study_id}'"
         found = client.search_experiments(view_type=ViewType.ALL, filter_string=ours)
         for experiment in found:
             delete(experiment.artifact_location, tracking_uri)

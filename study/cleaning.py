@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,8 @@ from study.outbox import Outbox
 from study.retention import Rule, Stock
 from study.spec import KEEPS, StudySpec
 
+OWNER = "study.json"
+"""In a study's storage: which study it is, and which home it was last run from (`study.run`)."""
 _LOG, _DEPTH_OF_LOG = "log.txt", 2
 _PARTIAL = ".partial"
 _CLOCK = "clock-"
@@ -67,7 +70,10 @@ def sweep(name: str, *, home: str | Path | None = None, keep: str | None = None,
     """
     if keep not in (None, *KEEPS):
         raise UserError(f"--keep must be {' or '.join(KEEPS)}, but got {keep!r}; leave it out to change nothing")
-    folder = Home(home).study(name).require()
+    folder = Home(home).study(name)
+    if folder.is_imported:  # it is rows in MLflow
+        return Sweep(study=name, num_bytes={}, num_models=0, num_trials=0)
+    folder.require()
     with alone(folder) as old, lease_of(old, folder), contextlib.closing(Outbox(folder.outbox_file)) as outbox:
         spec = replace(old, keep=keep or old.keep)
         plan = _plan(folder, spec, outbox)
@@ -78,7 +84,8 @@ def sweep(name: str, *, home: str | Path | None = None, keep: str | None = None,
 
 
 def _plan(folder: StudyFolder, spec: StudySpec, outbox: Outbox) -> Sweep:
-    from study import artifacts
+    from study import artifacts, tracking
+    from study.settling import is_registered
     from study.writer import connect
 
     found, trials, ended = Counter[str](), set[int](), _ended(folder)
@@ -88,12 +95,15 @@ def _plan(folder: StudyFolder, spec: StudySpec, outbox: Outbox) -> Sweep:
             trials |= {trial for trial in [disk.trial_of(path)] if trial is not None}
     writer = connect(folder.path, outbox)
     stock = Stock(Rule.of(spec), (model for model in outbox.models() if model.state != "dropped"))
-    for trial in sorted(ended - outbox.settled()):
-        for model in writer.look_at(trial, spec.trial_folder(trial)):
-            stock.add(model)
-    excess = stock.take_excess()
+    client = tracking.connect(spec.tracking_uri)
+    with _answering(spec):
+        for trial in sorted(ended - outbox.settled()):
+            for model in writer.look_at(trial, spec.trial_folder(trial)):
+                stock.add(model)
+        excess, registered = stock.take_excess(), artifacts.in_registry(client)
+        excess = [model for model in excess if not is_registered(client, model, registered)]
+        found[disk.REST] += sum(artifacts.num_bytes(uri, spec.tracking_uri) for uri in writer.orphans().values())
     found[disk.OTHERS] += sum(model.num_bytes for model in excess)
-    found[disk.REST] += sum(artifacts.num_bytes(uri, spec.tracking_uri) for uri in writer.orphans().values())
     return Sweep(study=folder.name, num_bytes=found, num_models=len(excess), num_trials=len(trials))
 
 
@@ -112,7 +122,7 @@ def _carry_out(folder: StudyFolder, spec: StudySpec, outbox: Outbox) -> None:
     ended = _ended(folder)
     outbox.settle({trial: spec.trial_folder(trial).address for trial in sorted(ended - outbox.settled())})
     writer = connect(folder.path, outbox)
-    with writer.weighing_at_once():  # as in the plan, and not trial by trial
+    with _answering(spec), writer.weighing_at_once():  # as in the plan, and not trial by trial
         while writer.deliver():
             pass
         left = {disk.trial_of(path) for path in spec.study_folder.sizes() if _may_go(path, ended)}
@@ -121,11 +131,27 @@ def _carry_out(folder: StudyFolder, spec: StudySpec, outbox: Outbox) -> None:
     for path in spec.study_folder.sizes():
         if _may_go(path, ended) and (path.endswith(_PARTIAL) or path.startswith(_CLOCK)):
             spec.study_folder.delete(path)
-    for place, uri in writer.orphans().items():
-        artifacts.delete(uri, spec.tracking_uri)
-        for model in outbox.models():
-            if model.place == place:
-                outbox.mark_model(model, "dropped")
+    with _answering(spec):
+        for place, uri in writer.orphans().items():
+            artifacts.delete(uri, spec.tracking_uri)
+            for model in outbox.models():
+                if model.place == place:
+                    outbox.mark_model(model, "dropped")
+
+
+@contextlib.contextmanager
+def _answering(spec: StudySpec) -> Iterator[None]:
+    """Tell an MLflow that does not answer from files that cannot be read or removed."""
+    from study import tracking
+
+    try:
+        with tracking.answering(spec.tracking_uri):
+            yield
+    except tracking.NoAnswerError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.filename:
+            raise UserError(f"a study's files must be ones that may be removed, but {cause}; mend it") from cause
+        raise
 
 
 @contextlib.contextmanager
@@ -146,10 +172,34 @@ def alone(folder: StudyFolder) -> Iterator[StudySpec]:
         yield StudySpec.load(folder.spec_file)
 
 
-def lease_of(spec: StudySpec, folder: StudyFolder) -> StorageLease:
-    """Refuses while another home runs the study, or has it cleared away."""
+@contextlib.contextmanager
+def lease_of(spec: StudySpec, folder: StudyFolder) -> Iterator[None]:
+    """Hold a study's storage, so that no other home runs it, or has it cleared away.
+
+    Raises:
+        UserError: if another does, or the study is another home's, of which this one is a copy.
+    """
     home = str(folder.home.path)
-    return StorageLease(spec.study_folder, name=spec.name, study_id=spec.study_id, home=home, on_lost=lambda _: None)
+    with StorageLease(spec.study_folder, name=spec.name, study_id=spec.study_id, home=home, on_lost=lambda _: None):
+        _refuse_copy(spec, folder)
+        yield
+
+
+def _refuse_copy(spec: StudySpec, folder: StudyFolder) -> None:
+    """A home that was copied says of its studies' files where the first one's are; one that was moved has them."""
+    if OWNER not in spec.study_folder.names():
+        return
+    owner = json.loads(spec.study_folder.read(OWNER))
+    if owner["study_id"] != spec.study_id or "home" not in owner:  # of somebody else's, or of an older version
+        return
+    other = Home(owner["home"]).study(spec.name)
+    if other.path.resolve() == folder.path.resolve() or not other.exists():
+        return
+    if StudySpec.load(other.spec_file).study_id == spec.study_id:
+        raise UserError(
+            f"a study's files may go only where it was last run, but {spec.name!r} was run from the home {other.home.path}, and "
+            f"{folder.home.path} has it, too; set STUDY_HOME to that one, or first resume the study from here"
+        )
 
 
 def _ended(folder: StudyFolder) -> set[int]:

@@ -42,6 +42,10 @@ def list_studies(as_json: AsJson = False) -> None:
         row = {"study": spec.name, "space": spec.space, "trials": spec.num_trials, "state": state, "spec_hash": spec.hash}
         rows.append(row | {"parents": [dataclasses.asdict(parent) for parent in spec.parents]})
         origins.append(str(spec.parents[-1]) if spec.parents else "-")
+    for folder in home.imported():
+        rows.append(dict.fromkeys(("study", "space", "trials", "state", "spec_hash"), "-"))
+        rows[-1] |= {"study": folder.name, "state": "imported", "parents": []}
+        origins.append("-")
     if as_json:
         print(json.dumps(rows, indent=2))
         return

@@ -1,11 +1,14 @@
 """The commands about bytes: du, gc, delete. Imports late, as `study.cli` does."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from study.cli_life import Keep, Name, app, make_console
+
+if TYPE_CHECKING:
+    from study.cleaning import Sweep
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Names = Annotated[list[str] | None, typer.Argument(help="Studies; by default every one of this home.", metavar="NAME...")]
@@ -20,7 +23,7 @@ def du(names: Names = None, as_json: AsJson = False) -> None:
     from study.home import Home
 
     home = Home()
-    found = [disk.usage(home.study(name)) for name in names or [folder.name for folder in home.studies()]]
+    found = [disk.usage(home.study(name)) for name in names or [folder.name for folder in (*home.studies(), *home.imported())]]
     database = disk.database_bytes(home)
     total = sum(usage.total for usage in found) + database
     if as_json:
@@ -46,13 +49,23 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """Clear away what studies need not keep: checkpoints and copies of trials that have ended, models far from the front."""
-    from study import disk
     from study.cleaning import sweep
     from study.home import Home
 
     running = [] if names else [folder.name for folder in Home().studies() if folder.holder()]
     chosen = names or [folder.name for folder in Home().studies() if folder.name not in running]
-    found = [sweep(name, keep=keep, dry_run=dry_run) for name in chosen]
+    found: list[Sweep] = []
+    try:
+        for name in chosen:
+            found.append(sweep(name, keep=keep, dry_run=dry_run))
+    finally:  # one that is refused hides none that went before it
+        _tell_of_sweeps(found, running, dry_run=dry_run, as_json=as_json)
+
+
+def _tell_of_sweeps(found: "list[Sweep]", running: list[str], *, dry_run: bool, as_json: bool) -> None:
+    from study import disk
+    from study.home import Home
+
     if as_json:
         total = sum(one.total for one in found)
         print(json.dumps({"dry_run": dry_run, "studies": [one.to_json() for one in found], "total": total}, indent=2))
@@ -61,6 +74,9 @@ def gc(
     for name in running:
         console.print(f"{name}: is running, left as it is", highlight=False)
     for one in found:
+        if Home().study(one.study).is_imported:
+            console.print(f"{one.study}: was imported, and is nothing but rows in MLflow", highlight=False)
+            continue
         kinds = [f"{kind.replace('_', ' ')} {disk.shown(num)}" for kind, num in one.num_bytes.items() if num]
         what = f"{', '.join(kinds)}; {one.num_models} models" if kinds else "nothing"
         console.print(f"{one.study}: {'would go' if dry_run else 'gone'}: {disk.shown(one.total)} ({what})", highlight=False)

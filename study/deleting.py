@@ -7,13 +7,12 @@ import json
 import shutil
 from pathlib import Path
 
-from study.cleaning import alone, lease_of
-from study.home import Home
+from study.cleaning import OWNER, alone, lease_of
+from study.home import Home, StudyFolder
 from study.lease import LEASE
 from study.spec import StudySpec
 
 _TRASH = ".deleted-"
-_OWNER = "study.json"
 
 
 def delete(name: str, *, home: str | Path | None = None) -> str | None:
@@ -33,10 +32,12 @@ def delete(name: str, *, home: str | Path | None = None) -> str | None:
     if trash.exists() and not folder.path.exists():  # all else is gone already
         shutil.rmtree(trash)
         return None
+    if folder.is_imported:
+        return _delete_import(folder, trash)
     folder.require()
     with alone(folder) as spec:
         with lease_of(spec, folder):
-            notice = _delete_from_mlflow(spec)
+            notice = _delete_from_mlflow(spec.tracking_uri, spec.name, spec.study_id)
             is_ours = _empty_storage(spec)
         if is_ours:
             spec.study_folder.remove()
@@ -46,16 +47,26 @@ def delete(name: str, *, home: str | Path | None = None) -> str | None:
     return notice
 
 
-def _delete_from_mlflow(spec: StudySpec) -> str | None:
+def _delete_import(folder: StudyFolder, trash: Path) -> str | None:
+    """It is rows in its home's MLflow, and a note of where they came from."""
+    with folder.lease():
+        notice = _delete_from_mlflow(folder.home.tracking_uri, folder.name, None)
+        shutil.rmtree(trash, ignore_errors=True)
+        folder.path.rename(trash)
+    shutil.rmtree(trash)
+    return notice
+
+
+def _delete_from_mlflow(tracking_uri: str, name: str, study_id: str | None) -> str | None:
     from study import artifacts
 
-    place = artifacts.delete_experiment(spec.tracking_uri, spec.name, spec.study_id)
+    place = artifacts.delete_experiment(tracking_uri, name, study_id)
     if place is None:
         return None
-    database = spec.tracking_uri if spec.tracking_uri.startswith("sqlite:") else "DATABASE"
+    database = tracking_uri if tracking_uri.startswith("sqlite:") else "DATABASE"
     return (
         f"MLflow hides its rows as those of experiment {place}; for good they go with: mlflow gc --tracking-uri "
-        f"{spec.tracking_uri} --backend-store-uri {database} --experiment-ids {place}"
+        f"{tracking_uri} --backend-store-uri {database} --experiment-ids {place}"
     )
 
 
@@ -63,11 +74,11 @@ def _empty_storage(spec: StudySpec) -> bool:
     """Remove a study's files, last the one that says whose they are; return whether they are this study's."""
     folder = spec.study_folder
     names = {path.partition("/")[0] for path in folder.sizes()}
-    if _OWNER not in names:
+    if OWNER not in names:
         return names <= {LEASE}
-    if json.loads(folder.read(_OWNER))["study_id"] != spec.study_id:
+    if json.loads(folder.read(OWNER))["study_id"] != spec.study_id:
         return False
-    for name in sorted(names - {_OWNER, LEASE}):
+    for name in sorted(names - {OWNER, LEASE}):
         folder.child(name).remove()
         folder.delete(name)
     return True

@@ -63,6 +63,8 @@ def usage(folder: StudyFolder) -> Usage:
     Raises:
         UserError: if there is no such study.
     """
+    if folder.is_imported:
+        return _usage_of_import(folder)
     spec = StudySpec.load(folder.require().spec_file)
     models = noted_models(folder)
     kept = [model for model in models if model.state != "dropped"]
@@ -71,6 +73,14 @@ def usage(folder: StudyFolder) -> Usage:
     for kind, num_bytes in (*in_storage(spec), *_in_mlflow(spec, folder.home, kept, front), *_in_home(folder)):
         found[kind] += num_bytes
     return Usage(study=folder.name, num_bytes=found, num_models=len(kept), num_dropped=len(models) - len(kept))
+
+
+def _usage_of_import(folder: StudyFolder) -> Usage:
+    """Next to nothing but rows in MLflow, unless somebody has logged a report."""
+    found = Counter[str]({kind: 0 for kind in KINDS})
+    for place in (folder.path, folder.home.path / "mlartifacts" / folder.name):
+        found[REST] += sum(Folder(place).sizes().values())
+    return Usage(study=folder.name, num_bytes=found, num_models=0, num_dropped=0)
 
 
 def noted_models(folder: StudyFolder) -> list[Model]:

@@ -11,6 +11,7 @@ from study.errors import UserError
 from study.front import Objective
 from study.home import Home
 from study.query import Studies, Study
+from study.renaming import listed, our_names, require_names
 from study.trials import as_json
 
 if TYPE_CHECKING:
@@ -144,12 +145,8 @@ def import_experiment(
 
 def _renaming(source: "Source", given: Mapping[str, str]) -> dict[str, str]:
     """Our name for each metric of the source."""
-    if missing := given.keys() - source.metric_names:
-        raise UserError(f"a metric must be there to be renamed, but got {_listed(missing)}; {_there(source.metric_names)}")
-    names = {name: given.get(name, name) for name in source.metric_names}
-    twice = {ours for ours in names.values() if list(names.values()).count(ours) > 1}
-    if twice:
-        raise UserError(f"two metrics must not become one, but got {_listed(twice)} twice; map one of them to another name")
+    require_names(given, source.metric_names)
+    names = our_names(source.metric_names, given)
     if not source.facts and names.get("progress") == "progress":
         names["progress"] = "their_progress"  # ours says whether a trial is whole
     return names
@@ -163,16 +160,12 @@ def _objectives(source: "Source", given: Sequence[Objective | str], renamed: Map
             f"an import must have objectives, but got none; add --objective METRIC:min; {_there(set(renamed.values()))}"
         )
     if missing := {objective.metric for objective in chosen} - set(renamed.values()):
-        raise UserError(f"some run must have an objective, but none has {_listed(missing)}; {_there(set(renamed.values()))}")
+        raise UserError(f"some run must have an objective, but none has {listed(missing)}; {_there(set(renamed.values()))}")
     return chosen
 
 
-def _listed(names: Sequence[str] | set[str]) -> str:
-    return ", ".join(sorted(names))
-
-
-def _there(names: set[str] | frozenset[str]) -> str:
-    return f"there are {_listed(set(names)) or 'no metrics'}"
+def _there(names: set[str]) -> str:
+    return f"there are {listed(names) or 'no metrics'}"
 
 
 def _tags(source: "Source", objectives: Sequence[Objective]) -> dict[str, Any]:

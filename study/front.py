@@ -112,7 +112,8 @@ class Front:
                 to compare studies.
 
         Raises:
-            UserError: if it lacks an objective, or has another metric; without one, if there is no `reference`.
+            UserError: if it lacks an objective, has another metric, or a value that is not finite; without one, if there is no
+                `reference`.
         """
         return hypervolume.hypervolume(self.costs(self.rows), self.corner(reference)) if len(self.rows) else 0.0
 
@@ -127,14 +128,23 @@ class Front:
         return ends[order].tolist(), values.tolist()
 
     def corner(self, reference: Mapping[str, float] | None) -> NDArray[np.float64]:
-        """(objectives,) a reference as costs; None for the front's own."""
+        """(objectives,) a reference as costs; None for the front's own.
+
+        Raises:
+            UserError: if it lacks an objective, has another metric, or a value that is not finite.
+        """
         given = self.reference if reference is None else reference
         names = [objective.metric for objective in self.objectives]
         if set(given) != set(names):
             raise UserError(
                 f"a reference must have a value for each objective ({', '.join(names)}), but got {dict(given)}; name all"
             )
-        return np.array([sign_of(objective) * given[objective.metric] for objective in self.objectives])
+        corner = np.array([sign_of(objective) * given[objective.metric] for objective in self.objectives])
+        if not np.isfinite(corner).all():
+            raise UserError(
+                f"a reference must have finite values, but got {dict(given)}; name numbers that are worse than the front"
+            )
+        return corner
 
     def beaten_by(self, rows: Sequence[TrialRow]) -> list[tuple[TrialRow, dict[str, float]] | None]:
         """For each of some dominated models: the model of the front that beats it by most, and by how much in each objective.

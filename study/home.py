@@ -72,6 +72,11 @@ class Home:
         folders = [StudyFolder(self, file.parent.name) for file in sorted((self.path / "studies").glob("*/spec.json"))]
         return [folder for folder in folders if folder.exists()]
 
+    def imported(self) -> list["StudyFolder"]:
+        """Every study that was imported into this home, by name: rows in its MLflow, and nothing else."""
+        folders = [StudyFolder(self, file.parent.name) for file in sorted((self.path / "studies").glob("*/imported.json"))]
+        return [folder for folder in folders if folder.is_imported]
+
     def prepare(self) -> None:
         """Make the home and its MLflow database ready for one writer and many readers.
 
@@ -109,6 +114,11 @@ class StudyFolder:
         """Whether a launch got as far as its first trial; one that failed before leaves only a draft."""
         return self.spec_file.is_file() and self.optuna_file.is_file()
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether it was made by `study import`: it has no space, no record and no storage."""
+        return (self.path / "imported.json").is_file() and not self.exists()
+
     def study_id(self) -> str:
         """What tells this study from another of its name: made once, and kept by a launch that fails. Needs the lease."""
         if not self._id_file.exists():
@@ -121,7 +131,7 @@ class StudyFolder:
         Raises:
             UserError: if no such study was launched from this home, or it was imported.
         """
-        if not self.exists() and (self.path / "imported.json").exists():
+        if self.is_imported:
             raise UserError(
                 f"a study goes on only if it has a space to draw from, but {self.name!r} was imported; launch one of its own"
             )

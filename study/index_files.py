@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,12 +55,14 @@ class Index:
         runs: all, deleted ones too, in no order; columns as in `study.trials`.
         candidates: those that are ready.
         complete_until_ms: every candidate made before is among them.
+        digests: of the files that these very tables are kept in; None for tables that are in none.
     """
 
     origin: Origin
     runs: pa.Table
     candidates: pa.Table
     complete_until_ms: int = 0
+    digests: Mapping[str, str] | None = None
 
 
 class IndexFiles:
@@ -102,21 +105,21 @@ class IndexFiles:
         found = None if note is None else self._load(note)
         return found if found is not None and found.origin.identity == origin.identity else None
 
-    def save(self, index: Index, fingerprint: list[list[int]] | None, *, is_new: bool) -> None:
+    def save(self, index: Index, fingerprint: list[list[int]] | None) -> None:
         """Keep an index; a folder that cannot be written keeps nothing, and nothing depends on it.
+
+        Tables that are in files already are not written. If somebody else has replaced these since, the index counts as missing:
+        a fingerprint says nothing of tables that were read at another time.
 
         Args:
             fingerprint: of before MLflow was asked.
-            is_new: its tables are not those that are kept already.
         """
         if self._folder is None:
             return
         with suppress(OSError):
-            note = self._note()
-            if is_new or note is None:
+            digests = index.digests
+            if digests is None:
                 digests = {"runs": self._write("runs", index.runs), "candidates": self._write("candidates", index.candidates)}
-            else:
-                digests = note["digests"]
             values = (_FORMAT, digests, fingerprint, index.complete_until_ms, asdict(index.origin))
             text = json.dumps(dict(zip(_NOTE, values, strict=True))).encode()
             self._folder.write(f"{self._name}.note", _digest(text).encode() + b"\n" + text)
@@ -135,7 +138,7 @@ class IndexFiles:
         with suppress(OSError):
             runs, candidates = (self._read(what, note["digests"][what]) for what in ("runs", "candidates"))
             if runs is not None and candidates is not None:
-                return Index(Origin(**note["origin"]), runs, candidates, note["until_ms"])
+                return Index(Origin(**note["origin"]), runs, candidates, note["until_ms"], note["digests"])
         return None
 
     def _read(self, what: str, digest: str) -> pa.Table | None:

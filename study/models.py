@@ -1,6 +1,5 @@
 """Models of a study: which one is meant, and how it comes out of MLflow, whole or not at all."""
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,10 +34,7 @@ class ModelSource:
         """
         from study.tracking import download_candidate, download_model
 
-        if row.state != "finished" and row.candidate is None:
-            raise UserError(
-                f"a trial must have finished to have a model, but trial {row.label} is {row.state}; see `study status`"
-            )
+        require_ended_well(row)
         if row.model_id is None:
             return download_model(self.tracking_uri, row.run_id, destination)
         return download_candidate(self.tracking_uri, row.model_id, destination)
@@ -52,6 +48,16 @@ class ModelSource:
             return load_model(self.download(row, Path(folder)), trusted=trusted)
 
 
+def require_ended_well(row: "TrialRow") -> None:
+    """Refuse a trial that can have no model of its own.
+
+    Raises:
+        UserError: if it has not finished; a candidate is whole in any case.
+    """
+    if row.state != "finished" and row.candidate is None:
+        raise UserError(f"a trial must have finished to have a model, but trial {row.label} is {row.state}; see `study status`")
+
+
 def choose_model(
     studies: "Studies",
     *,
@@ -60,11 +66,13 @@ def choose_model(
     candidate: str | None = None,
     objectives: Sequence[str] = (),
     where: str | None = None,
+    constraints: Sequence[str] = (),
 ) -> "TrialRow":
     """The knee, a trial's own model, or a candidate: one of them is asked for.
 
     Args:
         candidate: as it is called: `3.4` for candidate 4 of trial 3.
+        objectives, where, constraints: of the front that the knee is of.
 
     Raises:
         UserError: if none or several are, or there is no such model.
@@ -76,7 +84,11 @@ def choose_model(
         got = " and ".join(asked) or "none"
         raise UserError(f"one model must be asked for, by --knee, --trial or --candidate, but got {got}; try --knee")
     if knee:
-        return studies.knee(objectives, where=where)
+        return studies.knee(objectives, where=where, constraints=constraints)
+    if objectives or where or constraints:
+        raise UserError(
+            f"--objective, --where and --constraint choose the front of a knee, but got {asked[0]}; leave them out, or try --knee"
+        )
     study = _single(studies)
     if trial is not None:
         return study.trial(trial)
@@ -107,8 +119,7 @@ def take_out(row: "TrialRow", folder: Path) -> Path:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as staging:
             copied = row.download_model(staging)
             _note_origin(row, copied)
-            shutil.rmtree(folder, ignore_errors=True)  # an empty one
-            copied.rename(folder)
+            copied.rename(folder)  # over an empty one; over one that was filled meanwhile, it cannot
     except OSError as error:
         raise UserError(
             f"a model's folder must be one that can be written, but {folder} is not ({error}); name another"

@@ -1,7 +1,7 @@
 """Ask a study, or several at once: trials, models, fronts, what was left out and why. Reads MLflow, and nothing else."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -76,7 +76,7 @@ class Studies:
             constraints: further ones than the studies' own: `"metric <= 3"`.
 
         Raises:
-            UserError: if there are no objectives, or one of these texts cannot be read.
+            UserError: if there are no objectives, one of these texts cannot be read, or no model has what one of them names.
         """
         chosen = tuple(o if isinstance(o, Objective) else Objective.parse(o, self.objectives) for o in objectives)
         if not chosen and not self.objectives:
@@ -86,6 +86,7 @@ class Studies:
             )
         self._require_metrics([objective.metric for objective in chosen])
         further = tuple(c if isinstance(c, Constraint) else read_constraint(c) for c in constraints)
+        self._require_metrics([bound.metric for bound in further], law="a constraint must bound", example="{} <= 1")
         return make_front(
             self.name,
             self.all_trials,
@@ -96,15 +97,15 @@ class Studies:
             log_scale=self.log_scale,
         )
 
-    def _require_metrics(self, names: Sequence[str]) -> None:
+    def _require_metrics(self, names: Sequence[str], *, law: str = "an objective must be", example: str = "{}:min") -> None:
         """Refuse metrics that no model has, once there are any."""
         known = dict.fromkeys([*self.all_trials.metric_names, *self.all_candidates.metric_names])
         for name in names:
             if known and name not in known:
                 near = get_close_matches(name, known, n=1) or [next(iter(known))]
                 raise UserError(
-                    f"an objective must be a metric of {self.name}, but got {name!r} (there: {', '.join(sorted(known))}); "
-                    f"try {near[0]}:min"
+                    f"{law} a metric of {self.name}, but got {name!r} (there: {', '.join(sorted(known))}); "
+                    f"try {example.format(near[0])}"
                 )
 
     def _where(self, where: "Where | str | None") -> "Where | None":
@@ -114,13 +115,19 @@ class Studies:
             return read_where(where)
         return where
 
-    def knee(self, objectives: Sequence[Objective | str] = (), *, where: "Where | str | None" = None) -> TrialRow:
-        """The best compromise of the front: `study.knee().load_model()`.
+    def knee(
+        self,
+        objectives: Sequence[Objective | str] = (),
+        *,
+        where: "Where | str | None" = None,
+        constraints: Iterable[Constraint | str] = (),
+    ) -> TrialRow:
+        """The best compromise of the front that `front` of the same arguments is: `study.knee().load_model()`.
 
         Raises:
             UserError: if the front is empty.
         """
-        found = self.front(objectives, where=where).knee
+        found = self.front(objectives, where=where, constraints=constraints).knee
         if found is None:
             raise UserError(f"a knee needs a front, but that of {self.name} is empty; see `study pareto`")
         return found
@@ -174,8 +181,11 @@ class Study(Studies):
         """
         place = self._places.get(number)
         if place is None:
-            last = max(self._places, default=-1)
-            known = f"0 to {last}" if last >= 0 else "one that has started, and none has"
+            known = (
+                _shown(self._places, "one that has started (the last is {})")
+                if self._places
+                else "one that has started, and none has"
+            )
             raise UserError(f"a trial of {self.name!r} must be {known}, but got {number}; see `study status {self.name}`")
         return self.all_trials[place]
 
@@ -204,7 +214,7 @@ class Study(Studies):
         candidates = self.candidates(number)
         found = [row for row in candidates if row.candidate == candidate]
         if not found:
-            known = f"0 to {len(candidates) - 1}" if len(candidates) else "none"
+            known = _shown(candidates.column("candidate"), "some of 0 to {}") if candidates else "none"
             raise UserError(
                 f"a candidate must be one that its trial has, but trial {number} of {self.name!r} has {known}, not {candidate}; "
                 f"see `study trial {self.name} {number}`"
@@ -250,11 +260,20 @@ class Study(Studies):
         """What the worker logged and printed for a trial, over all attempts; empty if there is nothing."""
         from trainables.storage import Folder
 
-        folder = Folder(self.tags["storage"]).child(f"{self.name}/trials/{number:05d}")
+        if not self.tags.get("storage"):
+            return ""  # an imported one has none
+        launched_as = self.tags.get("study", self.name)  # MLflow's UI may rename an experiment, but not what is in the storage
+        folder = Folder(self.tags["storage"]).child(f"{launched_as}/trials/{number:05d}")
         try:
             return folder.read("log.txt").decode() if "log.txt" in folder.names() else ""
         except Exception as error:
             raise UserError(f"a trial's log must be readable, but {folder.address} is not ({error}); mend the storage") from error
+
+
+def _shown(numbers: Collection[int], with_gaps: str) -> str:
+    """Which trials or candidates there are; some may be missing between: not begun yet, not ready, or deleted."""
+    last = max(numbers)
+    return f"0 to {last}" if len(numbers) == last + 1 else with_gaps.format(last)
 
 
 def open_study(
@@ -309,8 +328,8 @@ def study_of(index: Index, tracking_uri: str, *, is_running: bool | None) -> Stu
     source = {name: ModelSource(tracking_uri, index.origin.experiment_id, tags.get("experiment"))}
     return Study(
         name=name,
-        all_trials=Trials(_as_of_now(index.runs, is_running).sort_by("trial"), source),
-        all_candidates=Trials(index.candidates, source),
+        all_trials=Trials(of_study(_as_of_now(index.runs, is_running), name).sort_by("trial"), source),
+        all_candidates=Trials(of_study(index.candidates, name), source),
         objectives=tuple(Objective(**fields) for fields in json.loads(tags["objectives"])),
         constraints={name: tuple(Constraint.parse(text) for text in json.loads(tags["constraints"]))},
         log_scale=tuple(json.loads(tags["log_scale"])),
@@ -320,6 +339,11 @@ def study_of(index: Index, tracking_uri: str, *, is_running: bool | None) -> Stu
         tags=tags,
         is_running=is_running,
     )
+
+
+def of_study(table: pa.Table, name: str) -> pa.Table:
+    """The same rows, as those of a study that is called so now: its runs say how it was called at its launch."""
+    return table.set_column(table.column_names.index("study"), "study", pa.repeat(pa.scalar(name), table.num_rows))
 
 
 def read(

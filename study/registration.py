@@ -1,8 +1,12 @@
 """MLflow's model registry: a model of a study under a name and an alias, for tools that look there."""
 
+from contextlib import ExitStack
+
 from study.errors import UserError
-from study.retention import REGISTERED_TAG, refuse_dropped
-from study.tracking import answering, connect
+from study.home import model_label
+from study.models import require_ended_well
+from study.retention import REGISTERED_TAG
+from study.tracking import answering, connect, require_candidate, require_model
 from study.trials import TrialRow
 
 from mlflow import MlflowClient  # isort: skip: study.tracking quietens it first
@@ -22,14 +26,19 @@ def register_model(row: TrialRow, tracking_uri: str, *, name: str, alias: str | 
         the version.
 
     Raises:
-        UserError: if MLflow refuses the name or the alias, or does not answer.
+        UserError: if there is no such model, MLflow refuses the name or the alias, or does not answer; then nothing is made.
     """
+    require_ended_well(row)
+    if "'" in name or '"' in name:  # MLflow could not search for its versions
+        raise UserError(f"a registered model's name must be without quotes, but got {name!r}; choose another")
     client = connect(tracking_uri)
     with answering(tracking_uri):
         try:
-            version = _version(client, row, name)
-            if alias is not None:
-                client.set_registered_model_alias(name, alias, str(version))
+            with ExitStack() as undo:
+                version = _version(client, row, name, undo)
+                if alias is not None:
+                    client.set_registered_model_alias(name, alias, str(version))
+                undo.pop_all()
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
@@ -39,39 +48,49 @@ def register_model(row: TrialRow, tracking_uri: str, *, name: str, alias: str | 
     return version
 
 
-def _version(client: MlflowClient, row: TrialRow, name: str) -> int:
-    source = _source(client, row)
-    _make(client, name)
-    _protect(client, row, name)
+def _version(client: MlflowClient, row: TrialRow, name: str, undo: ExitStack) -> int:
+    source = _require(client, row)
+    _protect(client, row, name, undo)
+    _make(client, name, undo)
     for known in client.search_model_versions(f"name = '{name}'"):
         if known.source == source:
             return int(known.version)
-    label = f"{row.study or ''} {row.label}".strip()
+    label = f"{row.source_study or row.study or ''} {model_label(row.number, row.candidate)}".strip()
     made = client.create_model_version(name, source, run_id=row.run_id, tags={"narrow_study.model": label})
+    undo.callback(client.delete_model_version, name, made.version)
     return int(made.version)
 
 
-def _protect(client: MlflowClient, row: TrialRow, name: str) -> None:
-    """Have the study keep its files, and refuse one whose files it has given up."""
+def _require(client: MlflowClient, row: TrialRow) -> str:
+    """Where MLflow has the model's folder; refuses one that it has not, or whose files the study has given up."""
+    return require_model(client, row.run_id) if row.model_id is None else require_candidate(client, row.model_id)
+
+
+def _protect(client: MlflowClient, row: TrialRow, name: str, undo: ExitStack) -> None:
+    """Have the study keep its files; a study that gives them up now says so first, and then looks for this tag once more."""
     if row.model_id is not None:
+        before = client.get_logged_model(row.model_id).tags
         client.set_logged_model_tags(row.model_id, {REGISTERED_TAG: name})
-        tags = client.get_logged_model(row.model_id).tags
+        if REGISTERED_TAG not in before:
+            undo.callback(client.delete_logged_model_tag, row.model_id, REGISTERED_TAG)
     else:
+        before = client.get_run(row.run_id).data.tags
         client.set_tag(row.run_id, REGISTERED_TAG, name)
-        tags = client.get_run(row.run_id).data.tags
-    refuse_dropped(tags, f"model {row.label}")
+        if REGISTERED_TAG not in before:
+            undo.callback(client.delete_tag, row.run_id, REGISTERED_TAG)
+    _require(client, row)
 
 
-def _source(client: MlflowClient, row: TrialRow) -> str:
-    """Where MLflow has the model's folder."""
-    if row.model_id is not None:
-        return str(client.get_logged_model(row.model_id).artifact_location)
-    return f"{client.get_run(row.run_id).info.artifact_uri}/model"
-
-
-def _make(client: MlflowClient, name: str) -> None:
+def _make(client: MlflowClient, name: str, undo: ExitStack) -> None:
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+    else:
+        undo.callback(_remove_if_empty, client, name)
+
+
+def _remove_if_empty(client: MlflowClient, name: str) -> None:
+    if not client.search_model_versions(f"name = '{name}'"):  # nobody else has put something there
+        client.delete_registered_model(name)

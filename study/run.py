@@ -176,6 +176,7 @@ def launch(
         _check_gpus(spec)
         _check_storage(spec)
         with _storage_lease(folder, spec, console):
+            _check_storage(spec, home=folder.home)
             return _run(folder, spec, study_space, address, max_concurrent, time_budget_s, console)
 
 
@@ -353,17 +354,22 @@ def _check_gpus(spec: StudySpec) -> None:
         )
 
 
-def _check_storage(spec: StudySpec) -> None:
+def _check_storage(spec: StudySpec, home: Home | None = None) -> None:
     """Write to the storage before any trial does, and find out whose it is.
+
+    Args:
+        home: that runs it from now on, to be noted there; None before that is certain.
 
     Raises:
         UserError: if it cannot be written, or holds another study of this name.
     """
     folder = spec.study_folder
     try:
-        owner = json.loads(folder.read("study.json"))["study_id"] if "study.json" in folder.names() else spec.study_id
+        known = json.loads(folder.read("study.json")) if "study.json" in folder.names() else {"study_id": spec.study_id}
+        owner = known["study_id"]
         if owner == spec.study_id:
-            folder.write("study.json", json.dumps({"study_id": spec.study_id, "spec_hash": spec.hash}).encode())
+            fields = known | {"spec_hash": spec.hash} | ({"home": str(home.path)} if home else {})
+            folder.write("study.json", json.dumps(fields).encode())
     except Exception as error:
         raise UserError(
             f"the storage must be a folder or URI that can be written, but {spec.storage} is not ({error}); "

@@ -6,7 +6,7 @@ final, for those that ended last, for the deleted ones, for trials whose number 
 for good, and in an experiment of somebody else's, where runs have no numbers, of one that ended long ago by a clock of its own.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -50,8 +50,9 @@ def read_index(tracking_uri: str, name: str, files: IndexFiles, *, refresh: bool
         known = kept or Index(origin, table_of([]), table_of([]))
         runs, has_news = _read_runs(_Runs(client, origin, progress), known.runs)
         candidates, until_ms = _read_candidates(client, known) if origin.study_id else (known.candidates, 0)
-    index = Index(origin, runs, candidates, until_ms)
-    files.save(index, fingerprint, is_new=kept is None or has_news or candidates is not known.candidates)
+    is_new = has_news or candidates is not known.candidates
+    index = Index(origin, runs, candidates, until_ms, None if is_new else known.digests)
+    files.save(index, fingerprint)
     return index
 
 
@@ -109,7 +110,7 @@ def _read_runs(ask: _Runs, known: pa.Table) -> tuple[pa.Table, bool]:
     """Every run, deleted ones too; and whether anything is other than it was known."""
     final = FINAL if ask.is_ours else (*FINAL, "KILLED")
     old = known.filter(pc.is_in(known["status"], pa.array(final)))
-    news = _News(old, is_ours=ask.is_ours)
+    news = _News(old, final, is_ours=ask.is_ours)
     for page in ask.pages(first=_FIRST_PAGE if old.num_rows else _PAGE):
         news.note(page[: len(page) // 2])
         if news.note(page[len(page) // 2 :]) == 0 and old.num_rows:
@@ -129,13 +130,16 @@ def _read_runs(ask: _Runs, known: pa.Table) -> tuple[pa.Table, bool]:
 class _News:
     """What was asked for, beside what was known.
 
+    Args:
+        final: every status of a run that is kept.
+
     Attributes:
         records: by run id.
         gone: runs that are known, and are no more.
     """
 
-    def __init__(self, known: pa.Table, *, is_ours: bool) -> None:
-        self._known = known
+    def __init__(self, known: pa.Table, final: Sequence[str], *, is_ours: bool) -> None:
+        self._known, self._final = known, final
         self._is_ours = is_ours
         self._known_ids = set(known["run_id"].to_pylist())
         self.records: dict[str, Record] = {}
@@ -148,7 +152,7 @@ class _News:
             record = run_record(run, is_ours=self._is_ours)
             if record is not None:
                 run_id = record["run_id"]
-                num_new += record["status"] in FINAL and run_id not in self._known_ids and run_id not in self.records
+                num_new += record["status"] in self._final and run_id not in self._known_ids and run_id not in self.records
                 self.records[run_id] = record
         return num_new
 

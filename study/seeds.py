@@ -23,7 +23,7 @@ class SeedRow:
     """A config over its seeds.
 
     Attributes:
-        params: without the seed.
+        params: without the seed; of a candidate with its number, of several studies with the `study`.
         labels: of its models.
         means: of each objective.
         intervals: 95 % of the resampled means lie between; None for a config with one seed.
@@ -61,6 +61,9 @@ def front_over_seeds(
 ) -> SeedFront:
     """Take models that differ in their seed alone for repeats, and see how sure the front of their means is.
 
+    Where a parameter is the seed, models of two studies are no repeats. A seed counts once: of models with the same seed and
+    config, as samplers draw them, the first trial's.
+
     Args:
         front: whose compared models are taken.
         seed: the parameter that is the seed, or `study`, where several studies are repeats of each other.
@@ -69,6 +72,8 @@ def front_over_seeds(
         UserError: if no model has that parameter.
     """
     compared = front.compared
+    if not len(compared):
+        return _empty(front, seed, reference)
     groups = _groups(compared, seed)
     costs = front.costs(compared)
     corner = front.corner(reference)
@@ -101,17 +106,34 @@ def front_over_seeds(
 
 
 def _groups(models: Trials, seed: str) -> dict[str, list[int]]:
-    """Places of models with the same parameters but for the seed, by these as JSON; candidates by their number, too."""
+    """Places of models that differ in their seed alone, one a seed, by what they have in common as JSON.
+
+    That is their parameters, of candidates their number, and of several studies which one, unless that is the seed.
+    """
     params = models.params()
     if seed != STUDY and not any(seed in found for found in params):
         known = ", ".join(dict.fromkeys(name for found in params for name in found)) or "none"
         raise UserError(f"--seeds must name a parameter, or 'study', but got {seed!r} (parameters: {known}); name one of these")
-    groups: dict[str, list[int]] = {}
-    for place, (found, candidate) in enumerate(zip(params, models.column("candidate"), strict=True)):
-        key = {name: value for name, value in found.items() if name != seed}
-        key |= {} if candidate is None else {"candidate": candidate}
-        groups.setdefault(json.dumps(key, sort_keys=True), []).append(place)
-    return groups
+    studies, numbers, candidates = (models.column(name) for name in ("study", "trial", "candidate"))
+    groups: dict[str, dict[str, int]] = {}
+    for place in sorted(range(len(models)), key=lambda place: (studies[place], numbers[place])):
+        key = {name: value for name, value in params[place].items() if name != seed}
+        key |= {} if candidates[place] is None else {"candidate": candidates[place]}
+        key |= {"study": studies[place]} if models.is_merged and seed != STUDY else {}
+        value = studies[place] if seed == STUDY else params[place].get(seed)
+        groups.setdefault(json.dumps(key, sort_keys=True), {}).setdefault(json.dumps(value), place)
+    return {key: list(places.values()) for key, places in groups.items()}
+
+
+def _empty(front: Front, seed: str, reference: Mapping[str, float] | None) -> SeedFront:
+    return SeedFront(
+        seed=seed,
+        objectives=front.objectives,
+        rows=(),
+        hypervolume_median=0.0,
+        hypervolume_interval=None,
+        reference=dict(reference or {}),
+    )
 
 
 def _interval(ends: NDArray[np.float64], objective: Objective) -> tuple[float, float] | None:

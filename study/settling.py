@@ -6,7 +6,7 @@ to whoever asks for it, and its bytes go last.
 
 import logging
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 from study import artifacts
@@ -44,6 +44,7 @@ class Settler:
         self._outbox, self._client, self._tracking_uri = outbox, client, tracking_uri
         self._rule = rule
         self._may_drop = True
+        self._in_registry: frozenset[str] = frozenset()
         self.defers = False
         noted = outbox.models()
         self._stock = Stock(rule, (model for model in noted if model.state == "kept"))
@@ -55,6 +56,8 @@ class Settler:
         if self.defers:
             return
         self._going.extend(self._stock.take_excess())
+        if self._going and self._may_drop:
+            self._in_registry = artifacts.in_registry(self._client)
         while self._going and self._may_drop:
             self._drop(self._going[0])
             self._going.popleft()
@@ -119,8 +122,11 @@ class Settler:
                 self._outbox.mark_model(model, "kept")
                 return
             uri = self._condemn(model)
+            if self._is_registered(model):  # meanwhile, by somebody who did not see that tag yet
+                self._spare(model)
+                return
         except Exception as error:
-            if getattr(error, "error_code", "") not in _DELETED:
+            if not is_of_deleted(error):
                 raise
             self._outbox.mark_model(model, "dropped")
             return
@@ -133,10 +139,7 @@ class Settler:
             self._outbox.mark_model(model, "dropped")
 
     def _is_registered(self, model: Model) -> bool:
-        """Whether somebody put it into MLflow's registry, which has no copy of its own."""
-        if model.candidate is None:
-            return REGISTERED_TAG in self._client.get_run(model.place).data.tags
-        return REGISTERED_TAG in self._client.get_logged_model(model.place).tags
+        return is_registered(self._client, model, self._in_registry)
 
     def _condemn(self, model: Model) -> str:
         """Tag whose model goes; return where it is."""
@@ -152,11 +155,38 @@ class Settler:
             logger.warning("could not delete the files of a model in MLflow: %s; no more are dropped in this session", error)
         self._may_drop = False
         if isinstance(error, PermissionError) or getattr(getattr(error, "response", None), "status_code", 0) in _FORBIDDEN:
-            if model.candidate is None:
-                self._client.delete_tag(model.place, MODEL_TAG)
-            else:
-                self._client.delete_logged_model_tag(model.place, MODEL_TAG)
-            self._outbox.mark_model(model, "kept")
+            self._spare(model)
+
+    def _spare(self, model: Model) -> None:
+        """Take back that it goes."""
+        if model.candidate is None:
+            self._client.delete_tag(model.place, MODEL_TAG)
+        else:
+            self._client.delete_logged_model_tag(model.place, MODEL_TAG)
+        self._outbox.mark_model(model, "kept")
+
+
+def is_registered(client: "mlflow.MlflowClient", model: Model, in_registry: Set[str]) -> bool:
+    """Whether somebody put it into MLflow's registry, which has no copy of its own.
+
+    Args:
+        in_registry: as `artifacts.in_registry` was told.
+    """
+    if model.place in in_registry:
+        return True
+    if model.candidate is None:
+        return REGISTERED_TAG in client.get_run(model.place).data.tags
+    try:
+        return REGISTERED_TAG in client.get_logged_model(model.place).tags
+    except Exception as error:
+        if is_of_deleted(error):
+            return False
+        raise
+
+
+def is_of_deleted(error: Exception) -> bool:
+    """Whether MLflow says that somebody has deleted a run or logged model."""
+    return getattr(error, "error_code", "") in _DELETED
 
 
 def _state(tags: Mapping[str, str]) -> State:

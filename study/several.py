@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,8 @@ from study.errors import UserError
 from study.home import Home, check_name
 from study.index_files import Index
 from study.models import ModelSource
-from study.query import Studies, read, study_of, tracking_uri_of
+from study.query import Studies, of_study, read, study_of, tracking_uri_of
+from study.renaming import our_names, require_names
 from study.trials import METRIC, Trials, join_tables
 
 Progress = Callable[[int], None]
@@ -30,7 +32,8 @@ def open_studies(
     """Read studies and ask them as one; a single one comes as itself (`study.query.Study`).
 
     Args:
-        names: of studies, or patterns such as `l*`; also of MLflow's experiments that no study of ours made.
+        names: of studies, or patterns such as `l*`; also of MLflow's experiments that no study of ours made. Of those that a
+            pattern or tag finds, the ones without a parent run yet are left out.
         tags: `key=value`: all studies whose experiment has one of these tags in MLflow.
         metrics: of experiments of somebody else's: our name for a metric, by theirs.
         tracking_uri: None for the one that each study was launched with from this home, or the home's own.
@@ -39,20 +42,42 @@ def open_studies(
         progress: told how many runs of an experiment have been read.
 
     Raises:
-        UserError: if nothing has such a name or tag, or MLflow does not answer.
+        UserError: if nothing has such a name or tag, no experiment of somebody else's has a metric that is renamed, or MLflow
+            does not answer.
     """
     place = Home(home)
     found = _find(names, tags, tracking_uri, place)
-    parts = []
-    for name, uri in found.items():
-        folder = place.study(name) if _is_study_name(name) else None
-        is_running = folder.holder() is not None if folder is not None and folder.exists() else None
-        index = read(uri, name, place, refresh=refresh, progress=progress)
-        if index.origin.run_id is None:
-            parts.append(_foreign(index, uri, metrics or {}))
-        else:
-            parts.append(study_of(index, uri, is_running=is_running))
+    reading = partial(read, home=place, refresh=refresh, progress=progress)
+    indexes = _read_begun(found, names, reading)
+    if metrics:
+        foreign = [index.runs for index in indexes.values() if index.origin.run_id is None]
+        require_names(metrics, {name for runs in foreign for name in _metrics_of(runs)})
+    parts = [_opened(index, found[name], metrics or {}, place) for name, index in indexes.items()]
     return parts[0] if len(parts) == 1 else merge(parts)
+
+
+def _read_begun(found: Mapping[str, str], named: Sequence[str], reading: Callable[[str, str], Index]) -> dict[str, Index]:
+    """The index of each study, by name; without those that have no parent run yet, unless they were named themselves."""
+    indexes: dict[str, Index] = {}
+    for name, uri in found.items():
+        try:
+            indexes[name] = reading(uri, name)
+        except UserError as error:
+            from study.tracking import NoAnswerError  # and MLflow with it, which has been asked
+
+            is_last_hope = not indexes and name == list(found)[-1]
+            if name in named or is_last_hope or isinstance(error, NoAnswerError):
+                raise
+    return indexes
+
+
+def _opened(index: Index, uri: str, metrics: Mapping[str, str], home: Home) -> Studies:
+    name = index.origin.name
+    if index.origin.run_id is None:
+        return _foreign(index, uri, metrics)
+    folder = home.study(name) if _is_study_name(name) else None
+    is_running = folder.holder() is not None if folder is not None and folder.exists() else None
+    return study_of(index, uri, is_running=is_running)
 
 
 def _find(names: Sequence[str], tags: Sequence[str], tracking_uri: str | None, home: Home) -> dict[str, str]:
@@ -62,7 +87,9 @@ def _find(names: Sequence[str], tags: Sequence[str], tracking_uri: str | None, h
     listed = None
     found: dict[str, str] = {}
     for name in names:
-        if not _is_pattern(name):
+        if not _is_pattern(name) or _is_there(name, uri):
+            if name not in own and not _has_database(uri):
+                home.study(name).require()  # says what there is; MLflow would make a database to look into
             found[name] = own.get(name, uri)
             continue
         listed = _experiments(uri) if listed is None else listed
@@ -72,7 +99,8 @@ def _find(names: Sequence[str], tags: Sequence[str], tracking_uri: str | None, h
             raise UserError(f"a pattern must fit a study, but {name!r} fits none of {known}; see `study list`")
         found |= matching
     for tag in tags:
-        found |= {known: own.get(known, uri) for known in _tagged(tag, {uri, *own.values()})}
+        tagged = _tagged(tag, {uri, *own.values()}, own)
+        found |= {known: place for known, place in tagged.items() if known not in found}
     if not found:
         raise UserError("some study must be named, but got none; name one, or give --tag KEY=VALUE; see `study list`")
     return found
@@ -89,25 +117,41 @@ def _is_study_name(name: str) -> bool:
         return False
 
 
+def _has_database(tracking_uri: str) -> bool:
+    """Whether there is an MLflow to ask: a home without a study has no database yet."""
+    return not tracking_uri.startswith("sqlite:///") or Path(tracking_uri.removeprefix("sqlite:///")).exists()
+
+
+def _is_there(name: str, tracking_uri: str) -> bool:
+    """Whether an experiment, of somebody else's, has this very name, though it reads like a pattern."""
+    from study.tracking import answering, connect
+
+    if not _has_database(tracking_uri):
+        return False
+    with answering(tracking_uri):
+        return connect(tracking_uri).get_experiment_by_name(name) is not None
+
+
 def _experiments(tracking_uri: str, condition: str | None = None) -> list[str]:
     """Names of the studies in an MLflow, by name."""
     from study.tracking import connect, study_experiments
 
-    if tracking_uri.startswith("sqlite:///") and not Path(tracking_uri.removeprefix("sqlite:///")).exists():
-        return []  # a home without a study has no database yet
+    if not _has_database(tracking_uri):
+        return []
     return sorted(found.name for found in study_experiments(connect(tracking_uri), condition))
 
 
-def _tagged(tag: str, tracking_uris: Iterable[str]) -> list[str]:
+def _tagged(tag: str, tracking_uris: Iterable[str], own: Mapping[str, str]) -> dict[str, str]:
+    """Where each study with a tag was found, by name; of two of a name the one that was launched from here."""
     key, equals, value = tag.partition("=")
     if not key or not equals or "`" in key or "'" in value:
         raise UserError(f"--tag must be KEY=VALUE, but got {tag!r}; try team=alice")
-    found = [name for uri in sorted(tracking_uris) for name in _experiments(uri, f"tags.`{key}` = '{value}'")]
+    found = [(name, uri) for uri in sorted(tracking_uris) for name in _experiments(uri, f"tags.`{key}` = '{value}'")]
     if not found:
         raise UserError(
             f"a tag must be one that a study's experiment has in MLflow, but none has {tag!r}; see MLflow's own pages"
         )
-    return found
+    return dict(sorted(found, key=lambda pair: (pair[0], own.get(pair[0]) == pair[1])))  # the last of a name stays
 
 
 def _foreign(index: Index, tracking_uri: str, metrics: Mapping[str, str]) -> Studies:
@@ -115,9 +159,10 @@ def _foreign(index: Index, tracking_uri: str, metrics: Mapping[str, str]) -> Stu
     name = index.origin.name
     runs = index.runs.filter(pc.equal(index.runs["lifecycle"], "active"))
     runs = runs.sort_by([("start_ms", "ascending"), ("run_id", "ascending")])
-    runs = runs.rename_columns([_renamed(column, metrics) for column in runs.column_names])
-    for column, values in (("study", pa.array([name] * runs.num_rows)), ("trial", pa.array(range(runs.num_rows), pa.int64()))):
-        runs = runs.set_column(runs.column_names.index(column), column, values)
+    ours = our_names(_metrics_of(runs), metrics)
+    runs = runs.rename_columns([METRIC + ours[c.removeprefix(METRIC)] if c.startswith(METRIC) else c for c in runs.column_names])
+    numbers = pa.array(range(runs.num_rows), pa.int64())
+    runs = of_study(runs.set_column(runs.column_names.index("trial"), "trial", numbers), name)
     source = {name: ModelSource(tracking_uri, index.origin.experiment_id, None)}
     return Studies(
         name=name,
@@ -130,9 +175,8 @@ def _foreign(index: Index, tracking_uri: str, metrics: Mapping[str, str]) -> Stu
     )
 
 
-def _renamed(column: str, metrics: Mapping[str, str]) -> str:
-    theirs = column.removeprefix(METRIC)
-    return METRIC + metrics[theirs] if column.startswith(METRIC) and theirs in metrics else column
+def _metrics_of(runs: pa.Table) -> list[str]:
+    return [column.removeprefix(METRIC) for column in runs.column_names if column.startswith(METRIC)]
 
 
 def merge(parts: Sequence[Studies]) -> Studies:

@@ -173,12 +173,25 @@ def download_model(tracking_uri: str, run_id: str, destination: Path) -> Path:
         UserError: if the run has none, or it was dropped.
     """
     client = mlflow.MlflowClient(tracking_uri)
-    tags = client.get_run(run_id).data.tags
-    refuse_dropped(tags, f"trial {tags.get(TRIAL_TAG, run_id)}")
+    require_model(client, run_id)
+    destination.mkdir(parents=True, exist_ok=True)
+    try:
+        return Path(client.download_artifacts(run_id, "model", str(destination)))
+    finally:
+        require_model(client, run_id)  # whose files may have gone meanwhile
+
+
+def require_model(client: mlflow.MlflowClient, run_id: str) -> str:
+    """Return where a trial's model folder is.
+
+    Raises:
+        UserError: if the run has none, or it was dropped.
+    """
+    run = client.get_run(run_id)
+    refuse_dropped(run.data.tags, f"trial {run.data.tags.get(TRIAL_TAG, run_id)}")
     if not client.list_artifacts(run_id, "model"):
         raise UserError(f"a trial must have finished to have a model, but run {run_id} has none; see `study status`")
-    destination.mkdir(parents=True, exist_ok=True)
-    return Path(client.download_artifacts(run_id, "model", str(destination)))
+    return f"{run.info.artifact_uri}/model"
 
 
 def download_candidate(tracking_uri: str, model_id: str, destination: Path) -> Path:
@@ -187,10 +200,24 @@ def download_candidate(tracking_uri: str, model_id: str, destination: Path) -> P
     Raises:
         UserError: if it was dropped.
     """
-    model = mlflow.MlflowClient(tracking_uri).get_logged_model(model_id)
+    client = mlflow.MlflowClient(tracking_uri)
+    place = require_candidate(client, model_id)
+    try:
+        copied = mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=str(destination), tracking_uri=tracking_uri)
+    finally:
+        require_candidate(client, model_id)  # whose files may have gone meanwhile
+    return Path(copied)
+
+
+def require_candidate(client: mlflow.MlflowClient, model_id: str) -> str:
+    """Return where the model folder of a candidate is.
+
+    Raises:
+        UserError: if it was dropped.
+    """
+    model = client.get_logged_model(model_id)
     refuse_dropped(model.tags, f"candidate {model.tags.get(TRIAL_TAG)}.{model.tags.get(CANDIDATE_TAG)}")
-    place = model.artifact_location
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=str(destination), tracking_uri=tracking_uri))
+    return str(model.artifact_location)
 
 
 def read_charts(tracking_uri: str, run_id: str, names: Sequence[str]) -> list[str]:

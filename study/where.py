@@ -13,7 +13,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,9 @@ class _Filter:
             return mask
         asked = []
         for clause in map(self._resolved, clauses):
-            if self._is_for_mlflow(clause):
+            if self._is_for_mlflow(clause) and isinstance(clause.right, tuple) and _is_param(clause.left):
+                mask &= self._mlflow_says_one_of(clause.left, clause.relation, clause.right)
+            elif self._is_for_mlflow(clause):
                 asked.append(clause)
             else:
                 mask &= self._holds(clause)
@@ -117,7 +119,7 @@ class _Filter:
         if not isinstance(name, Name) or name.kind == "metric":
             return False
         if name.kind == "param":
-            return isinstance(clause.right, str) and self._has_foreign
+            return isinstance(clause.right, str | tuple) and self._has_foreign
         return name.kind != "attribute" or name.key not in (*_TIMES, *_TEXTS)
 
     @cached_property
@@ -176,6 +178,13 @@ class _Filter:
             return np.array([_number(time) for time in self._models.column(_TIMES[side.key])])
         raise UserError(f"a text must be compared with a text, but got {clause}; put it in single quotes")
 
+    def _mlflow_says_one_of(self, name: Name, relation: str, texts: Sequence[str]) -> Mask:
+        """(models,) whether a parameter is one of these, or none of them: MLflow takes IN for attributes alone."""
+        if relation == "NOT IN":
+            return self._mlflow_says([Clause(name, "!=", text) for text in texts])
+        found: Mask = np.any([self._mlflow_says([Clause(name, "=", text)]) for text in texts], axis=0)
+        return found
+
     def _mlflow_says(self, clauses: Sequence[Clause]) -> Mask:
         """(models,) whether the runs are among those that MLflow finds."""
         for clause in clauses:
@@ -190,6 +199,10 @@ class _Filter:
         sources = [self._models.sources[study] for study in sorted(studies)]
         found = set().union(*(matching_runs(source.tracking_uri, source.experiment_id, condition) for source in sources))
         return np.array([run_id in found for run_id in self._models.column("run_id")], dtype=bool)
+
+
+def _is_param(name: Name | float) -> TypeGuard[Name]:
+    return isinstance(name, Name) and name.kind == "param"
 
 
 def _number(value: Any) -> float:

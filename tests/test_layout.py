@@ -106,8 +106,8 @@ def test_the_command_surface_grows_only_on_purpose():
             "--map", "--json", "--csv", "--plot", "--tracking-uri", "--refresh",
         },
         "model": {
-            "--out", "--knee", "--trial", "--candidate", "--objective", "--where", "--register", "--alias", "--tracking-uri",
-            "--json",
+            "--out", "--knee", "--trial", "--candidate", "--objective", "--where", "--constraint", "--register", "--alias",
+            "--tracking-uri", "--json",
         },
         "verify": {"--trust", "--json"},
         "report": {"--out", "--publish", "--refresh", "--tracking-uri"},

@@ -188,6 +188,9 @@ class Folder:
 
 
 def _remove_tree(folder: Path) -> None:
+    if folder.is_symlink():  # what it leads to is somebody else's
+        folder.unlink(missing_ok=True)
+        return
     for _ in range(_NUM_TRIES):
         try:
             shutil.rmtree(folder)

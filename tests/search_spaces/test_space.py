@@ -33,3 +33,9 @@ def test_a_constraint_may_bound_one_of_a_family_of_metrics():
     constraint = Constraint.parse("loss_nats/C-like.x <= 3")
     assert constraint.metric == "loss_nats/C-like.x"
     assert constraint.violation({"loss_nats/C-like.x": 4.0}) == 1.0
+
+
+@pytest.mark.parametrize("bound", ["nan", "inf", "-inf"])
+def test_the_bound_of_a_constraint_must_be_finite(bound):
+    with pytest.raises(ValueError, match="the number finite, but got"):
+        Constraint.parse(f"size <= {bound}")

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import shutil
 import sqlite3
 import uuid
 
 import commands
 import mlflow
 import pytest
+from made_runs import copy_of_store, foreign_run
 from mlflow.entities import ViewType
 from retention_desk import Desk
 from test_retention import check_front, floor  # noqa: F401  # a fixture
@@ -17,9 +19,13 @@ import study.cli_keep  # noqa: F401  # its commands
 from study import cleaning, deleting, disk
 from study.cli_life import app
 from study.errors import UserError
+from study.exchange import import_experiment
 from study.home import Home
 from study.outbox import Outbox
+from study.retention import REGISTERED_TAG
+from study.run import _check_storage
 from study.spec import StudySpec
+from study.tracking import connect
 
 
 @pytest.fixture
@@ -152,6 +158,101 @@ def test_gc_takes_what_is_half_written_and_files_of_deleted_runs_and_leaves_what
     assert len(desk.model_files()) == 2
     states = {(m.trial, m.candidate): m.state for m in desk.outbox.models()}
     assert states == {(0, None): "kept", (0, 0): "dropped", (1, None): "dropped", (2, None): "kept"}
+
+
+@pytest.mark.parametrize("keep", ["all", "front"])
+def test_gc_leaves_registered_models_and_counts_them_as_staying(make, floor, keep):  # noqa: F811
+    desk = make(keep="all")
+    decline(desk)
+    desk.deliver()
+    client, runs = mlflow.MlflowClient(desk.spec.tracking_uri), desk.outbox.runs()
+    client.set_tag(runs[0], REGISTERED_TAG, "mine")
+    client.create_registered_model(desk.spec.name)
+    client.create_model_version(desk.spec.name, f"runs:/{runs[1]}/model", run_id=runs[1])
+    client.set_tag(runs[2], REGISTERED_TAG, "mine")
+    for number in (1, 2):
+        client.delete_run(runs[number])
+    plan = cleaning.sweep(desk.spec.name, keep=keep, dry_run=True)
+    assert plan.num_models == (1 if keep == "front" else 0)
+    assert cleaning.sweep(desk.spec.name, keep=keep) == plan
+    assert {0, 1, 2} <= desk.kept()
+
+
+def test_gc_tells_of_what_went_before_a_study_that_is_refused(make):
+    first, second = make(), make()
+    for desk in (first, second):
+        desk.end(1.0, 1.0)
+    with second.folder.lease():
+        result = run("gc", first.spec.name, second.spec.name, code=1)
+    assert isinstance(result.exception, UserError)
+    assert f"{first.spec.name}: gone" in result.stdout
+
+
+@pytest.mark.parametrize("call", ["search_runs", "set_terminated"])
+def test_an_mlflow_that_fails_in_the_middle_of_gc_is_told_in_a_sentence(make, monkeypatch, call):
+    desk = make()
+    desk.end(1.0, 1.0)
+
+    def fail(*_, **__):
+        raise ConnectionError("gone away")
+
+    writer = desk.writer()
+    writer.deliver(3)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"that answers, but .* does not \(gone away\)"):
+        patch.setattr(mlflow.MlflowClient, call, fail)
+        cleaning.sweep(desk.spec.name)
+
+
+def copied(desk, home, tmp_path):
+    """A copy of the home, whose study was run from the first one."""
+    _check_storage(desk.spec, home=Home(home))
+    return shutil.copytree(home, tmp_path / "copy", ignore=shutil.ignore_patterns("storage"))
+
+
+def test_a_copied_home_deletes_and_clears_nothing_of_the_first_one(make, home, tmp_path):
+    desk = make()
+    desk.end(1.0, 1.0, settled=False)
+    desk.deliver()
+    copy, name = copied(desk, home, tmp_path), desk.spec.name
+    for act in (deleting.delete, cleaning.sweep):
+        with pytest.raises(UserError, match=f"{name!r} was run from the home {home}, and {copy} has it, too"):
+            act(name, home=copy)
+    assert desk.kept() == {0}
+    assert desk.stored(0) == ["charts", "checkpoints", "log.txt", "model"]
+    _check_storage(desk.spec)  # of a launch from the copy that another session refuses
+    cleaning.sweep(name)
+    _check_storage(desk.spec, home=Home(copy))
+    with pytest.raises(UserError, match=f"was run from the home {copy}"):
+        deleting.delete(name)
+    deleting.delete(name, home=copy)
+
+
+@pytest.mark.parametrize("what", ["everything", "the study"])
+def test_a_home_that_was_moved_deletes_its_studies(make, home, tmp_path, what):
+    desk = make()
+    desk.end(1.0, 1.0)
+    desk.deliver()
+    copy = copied(desk, home, tmp_path)
+    desk.folder.path.rename(tmp_path / "away") if what == "the study" else home.rename(tmp_path / "away")
+    deleting.delete(desk.spec.name, home=copy)
+    assert not (copy / "studies" / desk.spec.name).exists()
+
+
+def test_an_import_is_nothing_but_rows_and_can_be_deleted(home, store):
+    uri, names = copy_of_store(store, home), ("in", "twin")  # two of one source have one id
+    theirs = connect(uri).create_experiment(f"theirs-{uuid.uuid4().hex}")
+    foreign_run(connect(uri), theirs, loss=1.0)
+    for name in names:
+        import_experiment(connect(uri).get_experiment(theirs).name, name=name, objectives=["loss:min"])
+    assert [folder.name for folder in Home().imported()] == ["in", "twin"]
+    assert "in: was imported, and is nothing but rows in MLflow" in run("gc", "in").stdout
+    assert [one["study"] for one in json.loads(run("du", "--json").stdout)["studies"]] == ["in", "twin"]
+    assert "needs --yes" in str(run("delete", "in", code=1).exception)
+    assert "in is deleted" in run("delete", "in", "--yes").stdout
+    assert not (home / "studies" / "in").exists()
+    assert connect(uri).get_experiment_by_name("in") is None
+    assert connect(uri).get_experiment_by_name("twin").lifecycle_stage == "active"
+    assert [folder.name for folder in Home().imported()] == ["twin"]
 
 
 def test_gc_of_a_study_that_is_running_is_refused_and_of_all_leaves_it_out(make):

@@ -138,6 +138,8 @@ def test_a_trial_that_somebody_deleted_here_does_not_come_back(own, theirs):
         ({"objectives": ["lost:min"]}, "some run must have an objective, but none has lost; there are loss, "),
         ({"objectives": ["loss"]}, "must be metric:min or metric:max"),
         ({"metrics": {"lost": "loss"}}, "must be there to be renamed, but got lost; there are"),
+        ({"metrics": {"val_los": "loss"}}, "did you mean 'val_loss'"),
+        ({"metrics": {"val_loss": ""}}, "must be renamed as THEIRS=OURS, but got val_loss="),
         ({"metrics": {"val_loss": "size"}}, "must not become one, but got size twice"),
     ],
 )

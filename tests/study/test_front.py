@@ -162,6 +162,12 @@ def test_a_corner_must_have_a_value_for_each_objective(reference):
         front_of(at(0, 1.0, 2.0)).hypervolume(reference)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_corner_must_be_finite(value):
+    with pytest.raises(UserError, match="a reference must have finite values, but got"):
+        front_of(at(0, 1.0, 2.0)).hypervolume({"loss": 3.0, "size": value})
+
+
 def test_the_volume_grows_as_trials_end():
     front = front_of(at(2, 1.0, 1.0, end_ms=30), at(0, 2.0, 2.0, end_ms=10), at(1, 3.0, 3.0, end_ms=20))
     times, volumes = front.hypervolume_over_time({"loss": 4.0, "size": 4.0})

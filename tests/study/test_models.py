@@ -13,6 +13,8 @@ from study.errors import UserError
 from study.models import choose_model, take_out
 from study.outbox import Outbox
 from study.query import open_study
+from study.registration import register_model
+from study.retention import DROPPED, MODEL_TAG, REGISTERED_TAG
 from study.tracking_writer import StudyWriter
 from trainables.attempt import Attempt
 from trainables.passport import read_passport, sealed
@@ -121,6 +123,7 @@ def test_the_knee_a_trial_or_a_candidate_is_chosen(study):
     [
         ({}, "one model must be asked for, by --knee, --trial or --candidate, but got none"),
         ({"knee": True, "trial": 1}, "but got --knee and --trial"),
+        ({"trial": 1, "where": "size > 1"}, "choose the front of a knee, but got --trial"),
         ({"candidate": "3"}, "a candidate must be TRIAL.NUMBER, but got '3'"),
         ({"candidate": "2.7"}, "but trial 2 of 'models' has none, not 7"),
         ({"trial": 9}, "a trial of 'models' must be 0 to 3, but got 9"),
@@ -167,6 +170,79 @@ def test_a_registered_model_is_the_same_version_however_often_and_loads_by_its_a
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == Path(copied, "model.safetensors").read_bytes()
     told, status = ask(capsys, monkeypatch, *options[:4], "--register", "a/b", "--tracking-uri", study.tracking_uri)
     assert (status, "ones that MLflow takes" in told) == (2, True)
+
+
+def registry(uri):
+    """Names of the registered models."""
+    return {model.name for model in mlflow.MlflowClient(uri).search_registered_models()}
+
+
+@pytest.mark.parametrize(
+    ("trial", "name", "alias", "sentence"),
+    [
+        (3, "fine", None, "a trial must have finished to have a model, but trial 3 is running"),
+        (2, "it's", None, "must be without quotes, but got"),
+        (2, "a/b", None, "ones that MLflow takes"),
+        (2, "fine", "v1", "ones that MLflow takes"),
+    ],
+)
+def test_a_registration_that_is_refused_leaves_nothing(study, trial, name, alias, sentence):
+    before, row = registry(study.tracking_uri), study.trial(trial)
+    with pytest.raises(UserError, match=sentence):
+        register_model(row, study.tracking_uri, name=name, alias=alias)
+    assert registry(study.tracking_uri) == before
+    assert REGISTERED_TAG not in mlflow.MlflowClient(study.tracking_uri).get_run(row.run_id).data.tags
+
+
+def test_a_run_without_a_model_is_not_registered(study):
+    row = dataclasses.replace(study.trial(3), state="finished")
+    with pytest.raises(UserError, match=f"but run {row.run_id} has none"):
+        register_model(row, study.tracking_uri, name="nothing")
+    assert "nothing" not in registry(study.tracking_uri)
+
+
+def test_a_version_says_of_which_study_its_model_is_however_it_was_found(study):
+    merged = dataclasses.replace(study.model(1, 0), study="models")
+    version = register_model(merged, study.tracking_uri, name="labelled")
+    tags = mlflow.MlflowClient(study.tracking_uri).get_model_version("labelled", str(version)).tags
+    assert tags["narrow_study.model"] == "models 1.0"
+
+
+@pytest.mark.parametrize("of_candidate", [False, True])
+def test_a_model_that_is_dropped_while_it_is_copied_is_not_given_out(study, tmp_path, monkeypatch, of_candidate):
+    row, client = study.model(1, 0) if of_candidate else study.trial(0), mlflow.MlflowClient(study.tracking_uri)
+    place = mlflow.artifacts if of_candidate else mlflow.MlflowClient
+
+    def drop(*_, **__):
+        if of_candidate:
+            client.set_logged_model_tags(row.model_id, {MODEL_TAG: DROPPED})
+        else:
+            client.set_tag(row.run_id, MODEL_TAG, DROPPED)
+        return str(tmp_path)
+
+    monkeypatch.setattr(place, "download_artifacts", drop)
+    try:
+        with pytest.raises(UserError, match="was dropped"):
+            row.download_model(tmp_path / "copy")
+    finally:
+        client.delete_logged_model_tag(row.model_id, MODEL_TAG) if of_candidate else client.delete_tag(row.run_id, MODEL_TAG)
+
+
+def test_what_somebody_puts_into_the_folder_during_a_long_download_stays(study, tmp_path, monkeypatch):
+    folder, download = tmp_path / "out", type(study.trial(0)).download_model
+    folder.mkdir()
+    take_out(study.trial(0), folder)
+    shutil.rmtree(folder)
+
+    def slowly(self, destination):
+        folder.mkdir()
+        (folder / "mine").write_text("precious")
+        return download(self, destination)
+
+    monkeypatch.setattr(type(study.trial(0)), "download_model", slowly)
+    with pytest.raises(UserError, match="must be one that can be written, but"):
+        take_out(study.trial(0), folder)
+    assert (folder / "mine").read_text() == "precious"
 
 
 def test_the_command_tells_a_sound_folder_from_another(taken, capsys, monkeypatch, tmp_path):

@@ -23,7 +23,7 @@ from study.errors import UserError
 from study.outbox import Outbox
 from study.pareto import non_dominated
 from study.registration import register_model
-from study.retention import DROPPED, MODEL_TAG, Model, Rule, Stock, refuse_dropped
+from study.retention import DROPPED, MODEL_TAG, REGISTERED_TAG, Model, Rule, Stock, refuse_dropped
 from study.run import settle_ended
 from study.trials import TrialRow
 from trainables.model_files import load_model
@@ -215,12 +215,75 @@ def test_a_registered_model_stays_and_one_that_is_dropped_cannot_be_registered(d
     study = open_desk(desk)
     assert desk.kept() == {1, 2, 3, 4}
     assert register_model(study[1], desk.spec.tracking_uri, name=desk.spec.name) == 1
-    with pytest.raises(UserError, match="but that of model 0 was dropped"):
+    with pytest.raises(UserError, match="but that of trial 0 was dropped"):
         register_model(study[0], desk.spec.tracking_uri, name=desk.spec.name)
     for number in range(5, 10):
         desk.end(10.0 - number, 10.0 - number)
     desk.deliver()
     assert desk.kept() == {1, 6, 7, 8, 9}
+
+
+@pytest.mark.parametrize("of_candidate", [False, True])
+def test_a_model_that_is_registered_while_it_is_tagged_as_going_stays(desks, floor, monkeypatch, of_candidate):
+    desk = desks()
+    desk.end(10.0, 10.0, candidates=[(10.0, 10.0)] if of_candidate else ())
+    desk.deliver()
+    client, before = mlflow.MlflowClient(desk.spec.tracking_uri), len(desk.model_files())
+    place = next(m.place for m in desk.outbox.models() if (m.candidate is None) != of_candidate)
+
+    def register_at(name):
+        condemn = getattr(mlflow.MlflowClient, name)
+
+        def tag(self, where, *rest):
+            condemn(self, where, *rest)
+            if where == place and MODEL_TAG in (rest[0] if rest else ()):
+                tags = {REGISTERED_TAG: "mine"}
+                client.set_logged_model_tags(place, tags) if of_candidate else client.set_tag(place, REGISTERED_TAG, "mine")
+
+        monkeypatch.setattr(mlflow.MlflowClient, name, tag)
+
+    register_at("set_logged_model_tags" if of_candidate else "set_tag")
+    for number in range(8):
+        desk.end(9.0 - number, 9.0 - number)
+    desk.deliver()
+    assert {m.place: m.state for m in desk.outbox.models()}[place] == "kept"
+    assert len([path for path in desk.model_files() if place in path.parts]) == 1 <= before
+    tags = client.get_logged_model(place).tags if of_candidate else client.get_run(place).data.tags
+    assert REGISTERED_TAG in tags and MODEL_TAG not in tags
+
+
+@pytest.mark.parametrize("of_candidate", [False, True])
+def test_a_model_that_was_registered_in_mlflows_own_pages_stays(desks, floor, of_candidate):
+    desk = desks()
+    desk.end(10.0, 10.0, candidates=[(10.0, 10.0)] if of_candidate else ())
+    desk.deliver()
+    place = next(m.place for m in desk.outbox.models() if (m.candidate is None) != of_candidate)
+    client, run_id = mlflow.MlflowClient(desk.spec.tracking_uri), desk.outbox.runs()[0]
+    client.create_registered_model(desk.spec.name)
+    source = client.get_logged_model(place).artifact_location if of_candidate else f"runs:/{place}/model"
+    client.create_model_version(desk.spec.name, source, run_id=run_id)
+    for number in range(8):
+        desk.end(9.0 - number, 9.0 - number)
+    desk.deliver()
+    assert {m.place: m.state for m in desk.outbox.models()}[place] == "kept"
+    assert [path for path in desk.model_files() if place in path.parts]
+
+
+def test_a_registration_while_the_model_goes_is_refused_and_leaves_nothing(desks, monkeypatch):
+    desk = desks()
+    desk.end(1.0, 1.0)
+    desk.deliver()
+    client, set_tag = mlflow.MlflowClient(desk.spec.tracking_uri), mlflow.MlflowClient.set_tag
+
+    def condemned_just_before(self, run_id, *rest):
+        set_tag(self, run_id, MODEL_TAG, DROPPED)
+        set_tag(self, run_id, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="but that of trial 0 was dropped"):
+        patch.setattr(mlflow.MlflowClient, "set_tag", condemned_just_before)
+        register_model(open_desk(desk)[0], desk.spec.tracking_uri, name=desk.spec.name)
+    assert REGISTERED_TAG not in client.get_run(desk.outbox.runs()[0]).data.tags
+    assert not client.search_registered_models(f"name = '{desk.spec.name}'")
 
 
 def open_desk(desk):

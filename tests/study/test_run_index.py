@@ -16,6 +16,7 @@ import pytest
 from made_runs import MadeStudy, copy_of_store, foreign_run, now_ms
 
 from study import run_index
+from study.errors import UserError
 from study.home import Home
 from study.index_files import Index, IndexFiles, Origin
 from study.query import open_study, read
@@ -325,7 +326,7 @@ def kept(tmp_path):
 
 def save_one(files):
     index = Index(ORIGIN, table_of([RECORD]), table_of([RECORD | {"candidate": 0}]), 7)
-    files.save(index, files.fingerprint(), is_new=True)
+    files.save(index, files.fingerprint())
 
 
 def file_of(files, ending):
@@ -414,6 +415,14 @@ def test_two_readers_at_once_both_come_to_the_same(study, reader, monkeypatch, t
     monkeypatch.setattr(IndexFiles, "_write", write_in_between)
     assert set(reader.metric()) == {0, 1, 2}
     assert reader.metric() == other.metric() == {0: 0.0, 1: 1.0, 2: 2.0}
+
+
+def test_tables_that_somebody_has_replaced_do_not_come_under_the_fingerprint_of_a_later_read(kept):
+    loaded = kept.load(ORIGIN)
+    older = Index(ORIGIN, table_of([]), table_of([]))
+    kept.save(older, None)  # by a refresh that began before, and took its time
+    kept.save(loaded, kept.fingerprint())
+    assert kept.load_current() is None
 
 
 def test_an_index_folder_that_cannot_be_written_changes_no_answer(study, tmp_path):
@@ -539,6 +548,41 @@ def test_an_experiment_of_somebody_elses_is_read_and_kept_too(store, tmp_path, s
     for change, lifecycle in ((client.delete_run, "deleted"), (client.restore_run, "active")):
         change(oldest)
         assert {row["run_id"]: row["lifecycle"] for row in reader.read().runs.to_pylist()}[oldest] == lifecycle
+
+
+def test_runs_of_somebody_elses_that_were_killed_since_show_however_many_they_are(store, tmp_path, short_pages):
+    client = connect(store)
+    experiment_id = client.create_experiment("theirs-killed")
+    reader = Reader(tmp_path / "index", store, "theirs-killed")
+    for end, num_runs in (("FINISHED", 4), ("KILLED", 9)):
+        for _ in range(num_runs):
+            foreign_run(client, experiment_id, end=end)
+        states = reader.read().runs["state"].to_pylist()
+    assert (states.count("finished"), states.count("interrupted")) == (4, 9)
+
+
+def test_a_study_that_was_renamed_in_mlflows_pages_keeps_its_constraints_and_models(uri, home):
+    study = MadeStudy(uri, "before", tags={"constraints": ["loss <= 1"]})
+    study.candidate(0, study.trial(0, loss=0.5, size=1.0), 0, loss=0.5, size=1.0)
+    study.trial(1, loss=2.0, size=0.5)
+    study.client.rename_experiment(study.experiment_id, "after")
+    asked = open_study("after", tracking_uri=uri, home=home)
+    front = asked.front()
+    assert ([row.label for row in front.rows], [row.label for row in front.infeasible]) == (["0.0"], ["1"])
+    assert {row.source_study for row in asked.models()} == {"after"}
+    assert front.rows[0].require_source().experiment_id == study.experiment_id
+
+
+def test_a_trial_or_candidate_that_is_missing_between_others_is_not_told_to_be_there(lone_study, home, uri):
+    run = lone_study.trial(0, loss=0.0)
+    lone_study.trial(3, loss=0.0)
+    for number in (0, 2):
+        lone_study.candidate(0, run, number, loss=0.0)
+    study = open_study("s", tracking_uri=uri, home=home)
+    with pytest.raises(UserError, match=r"must be one that has started \(the last is 3\), but got 1"):
+        study.trial(1)
+    with pytest.raises(UserError, match="trial 0 of 's' has some of 0 to 2, not 1"):
+        study.model(0, 1)
 
 
 def test_a_study_is_the_same_from_its_index_as_from_mlflow(lone_study, home, uri):

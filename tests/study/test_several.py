@@ -4,12 +4,16 @@ import json
 
 import pytest
 from made_runs import MadeStudy, copy_of_store, foreign_run
+from made_trials import record, trials_of
 
 from study import open_studies
 from study.cli import main
 from study.errors import UserError
+from study.front import Objective, make_front
+from study.home import Home
 from study.query import Study
 from study.seeds import front_over_seeds
+from study.tracking import STUDY_TAG, connect
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +114,77 @@ def test_a_seed_must_be_a_parameter(place):
         front_over_seeds(front, "sed")
 
 
+def seeds_of(*records, seed, **options):
+    """Labels of each row."""
+    front = make_front("s", trials_of(*records, **options), trials_of(), [Objective(metric="loss", goal="min")], constraints={})
+    return sorted(row.labels for row in front_over_seeds(front, seed).rows)
+
+
+def test_models_of_two_studies_are_no_repeats_where_a_parameter_is_the_seed():
+    records = [record(n, {"loss": 1.0}, params={"seed": n}, study=study) for study in "ab" for n in (0, 1)]
+    assert seeds_of(*records, seed="seed", is_merged=True) == [("a/0", "a/1"), ("b/0", "b/1")]
+
+
+def test_a_seed_that_was_drawn_twice_counts_once_with_the_first_trial():
+    records = [record(n, {"loss": -float(n)}, params={"seed": seed}) for n, seed in enumerate([0, 1, 0, 1, 0])]
+    assert seeds_of(*records, seed="seed") == [("0", "1")]
+    doubles = [record(n, {"loss": -float(n)}, study=study) for study in "ab" for n in (0, 1)]
+    assert seeds_of(*doubles, seed="study", is_merged=True) == [("a/0", "b/0")]
+
+
+def test_over_the_seeds_of_an_empty_front_there_is_nothing():
+    front = make_front("s", trials_of(), trials_of(), [Objective(metric="loss", goal="min")], constraints={})
+    over_seeds = front_over_seeds(front, "seed")
+    assert (over_seeds.rows, over_seeds.hypervolume_median, over_seeds.reference) == ((), 0.0, {})
+
+
+@pytest.mark.parametrize(
+    ("names", "metrics", "told"),
+    [
+        (["theirs"], {"val": "size"}, "two metrics must not become one, but got size twice"),
+        (["theirs"], {"vall": "loss"}, "must be there to be renamed, but got vall; there are size, val; did you mean 'val'"),
+        (["theirs"], {"val": ""}, "must be renamed as THEIRS=OURS, but got val="),
+        (["lasso-1"], {"loss": "val"}, "must be there to be renamed, but got loss; there are no metrics"),
+    ],
+)
+def test_metrics_that_cannot_be_renamed_are_refused(place, names, metrics, told):
+    with pytest.raises(UserError, match=told):
+        open_studies(names, metrics=metrics, home=place)
+
+
+@pytest.fixture
+def own(store, tmp_path):
+    """A home with a database of its own."""
+    return copy_of_store(store, tmp_path / "home")
+
+
+def test_a_study_that_has_not_begun_is_an_error_only_if_it_is_named(own, tmp_path):
+    MadeStudy(own, "first-1").client.create_experiment("first-2", tags={STUDY_TAG: "first-2", "team": "carol"})
+    home = tmp_path / "home"
+    assert open_studies(["first*"], home=home).name == "first-1"
+    for question in ({"names": ["first-2", "first*"]}, {"tags": ["team=carol"]}):
+        with pytest.raises(UserError, match="'first-2' has none yet"):
+            open_studies(**question, home=home)
+
+
+def test_the_very_name_of_an_experiment_comes_before_a_pattern(own, tmp_path):
+    experiment = MadeStudy(own, "runs-1").client.create_experiment("runs*")
+    foreign_run(connect(own), experiment, loss=1.0)
+    assert open_studies(["runs*"], home=tmp_path / "home").name == "runs*"
+
+
+def test_a_study_with_a_tag_is_asked_where_it_was_found(own, store, tmp_path):
+    server = copy_of_store(store, tmp_path / "server")
+    for name in ("launched", "of-somebody"):
+        made = MadeStudy(server, name)
+        made.client.set_experiment_tag(made.experiment_id, "team", "dave")
+    folder = Home(tmp_path / "home").study("launched")
+    folder.path.mkdir(parents=True)
+    folder.spec_file.write_text(json.dumps({"tracking_uri": server}))
+    folder.optuna_file.touch()
+    assert open_studies(tags=["team=dave"], home=tmp_path / "home").name == "launched+of-somebody"
+
+
 def ask(capsys, monkeypatch, home, *options):
     """What the command prints, and its exit status."""
     monkeypatch.setattr("sys.argv", ["study", "pareto", *options])
@@ -146,10 +221,12 @@ def test_the_command_answers_for_scripts(capsys, monkeypatch, place):
 def test_the_command_answers_for_people(capsys, monkeypatch, place):
     told, status = ask(capsys, monkeypatch, place, "lasso-1", "--hypervolume", "--dominated", "--seeds", "seed")
     assert status == 0
-    assert "hypervolume: " in told
+    assert "its hypervolume is 4.06 [3.71, 4.41]" in told
+    assert "hypervolume: " not in told  # that of the single models would be another
     assert "means over seed" in told
     assert "1.5 [1, 2]" in told
-    told, _ = ask(capsys, monkeypatch, place, "lasso-1", "lasso-2", "--knee")
+    told, _ = ask(capsys, monkeypatch, place, "lasso-1", "lasso-2", "--knee", "--hypervolume")
+    assert "hypervolume: " in told
     assert "knee, the best compromise: lasso-2/0.0" in told
     assert "lasso-1/2" not in told
     told, _ = ask(capsys, monkeypatch, place, "lasso-1", "--constraint", "loss <= 0")
@@ -165,7 +242,10 @@ def test_the_command_answers_for_people(capsys, monkeypatch, place):
         (["lasso-1", "--objective", "strength"], "an objective must be metric:min or metric:max, but got 'strength'"),
         (["lasso-1", "--reference", "loss=x"], "--reference must be METRIC=NUMBER, but got 'loss=x'"),
         (["lasso-1", "--reference", "loss=1"], "a reference must have a value for each objective (loss, size)"),
+        (["lasso-1", "--reference", "loss=nan", "--reference", "size=1"], "a reference must have finite values"),
         (["lasso-1", "--constraint", "loss"], "a constraint must read 'metric >= number'"),
+        (["lasso-1", "--constraint", "loss <= nan"], "a constraint must read 'metric >= number'"),
+        (["lasso-1", "--constraint", "los <= 3"], "a constraint must bound a metric of lasso-1, but got 'los'"),
         (["lasso-3"], "has no 'lasso-3' (there: "),
     ],
 )

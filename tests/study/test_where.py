@@ -264,5 +264,8 @@ def test_the_parameters_of_somebody_elses_runs_are_compared_as_they_are_written_
     for rate in ("0.10", "1e-1", "0.1", "2"):
         foreign_run(client, experiment_id, params={"rate": rate}, loss=1.0)
     trials = open_studies(["where-theirs"], tracking_uri=store, home=home).trials()
-    for text, count in (("params.rate = '0.10'", 1), ("params.rate = 0.1", 3), ("rate LIKE '0%' AND loss > 0", 2)):
+    for text, count in (
+        ("params.rate = '0.10'", 1), ("params.rate = 0.1", 3), ("rate LIKE '0%' AND loss > 0", 2),
+        ("params.rate IN ('0.10')", 1), ("params.rate IN ('0.10', '2', '3')", 2), ("params.rate NOT IN ('0.10', '2')", 2),
+    ):  # fmt: skip
         assert read_where(text)(trials).sum() == count

@@ -109,3 +109,11 @@ def test_what_somebody_removes_or_writes_meanwhile_does_not_stop_a_removal(tmp_p
     Folder(tmp_path / "a").remove()
     assert len(calls) == 3
     assert not (tmp_path / "a").exists()
+
+
+def test_of_a_linked_folder_the_link_goes_and_never_what_it_leads_to(tmp_path):
+    Folder(tmp_path / "big disk").write("a", b"1")
+    (tmp_path / "trial").symlink_to(tmp_path / "big disk")
+    Folder(tmp_path / "trial").remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["big disk"]
+    assert Folder(tmp_path / "big disk").read("a") == b"1"
