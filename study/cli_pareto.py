@@ -43,7 +43,9 @@ def pareto(
         Pairs, typer.Option(help="A further bound that models must meet; may be repeated.", metavar="'METRIC <= NUMBER'")
     ] = None,
     knee: Annotated[bool, typer.Option("--knee", help="Show the best compromise alone.")] = False,
-    hypervolume: Annotated[bool, typer.Option("--hypervolume", help="Show the volume that the front dominates.")] = False,
+    hypervolume: Annotated[
+        bool, typer.Option("--hypervolume", help="Show the volume that the front dominates; with --json over time, too.")
+    ] = False,
     reference: Annotated[
         Pairs, typer.Option(help="The corner that it is measured from, for every objective.", metavar="METRIC=NUMBER")
     ] = None,
@@ -89,6 +91,8 @@ def pareto(
         from study import trials
 
         fields = _to_json(front, knee=knee, seeds=seeds, dominated=dominated, corner=corner)
+        if hypervolume and not knee and (corner or front.reference):
+            fields["hypervolume_over_time"] = list(zip(*front.hypervolume_over_time(corner), strict=True))
         print(json.dumps(trials.as_json(fields), indent=2))
     elif as_csv:
         from study import report

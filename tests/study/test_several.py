@@ -196,24 +196,17 @@ def ask(capsys, monkeypatch, home, *options):
 
 
 def test_the_command_answers_for_scripts(capsys, monkeypatch, place):
-    options = [
-        "lasso-1",
-        "lasso-2",
-        "--json",
-        "--dominated",
-        "--seeds",
-        "study",
-        "--reference",
-        "loss=5",
-        "--reference",
-        "size=10",
-    ]
-    fields = json.loads(ask(capsys, monkeypatch, place, *options)[0])
+    asked = "lasso-1 lasso-2 --json --dominated --hypervolume --seeds study --reference loss=5 --reference size=10"
+    fields = json.loads(ask(capsys, monkeypatch, place, *asked.split())[0])
     assert [row["label"] for row in fields["front"]] == ["lasso-1/0", "lasso-2/0.0", "lasso-1/2"]
     assert fields["knee"] == "lasso-2/0.0"
     assert fields["hypervolume"] == pytest.approx(4 * 1 + 3.5 * 6 + 1 * 1)
     assert fields["dominated"] == [{"label": "lasso-1/1", "by": "lasso-2/0.0", "gaps": {"loss": 0.5, "size": 6.0}}]
     assert {row["labels"][0] for row in fields["over_seeds"]["rows"]} >= {"lasso-1/0", "lasso-2/0.0"}
+    times, volumes = zip(*fields["hypervolume_over_time"], strict=True)
+    assert list(times) == sorted(times)
+    assert list(volumes) == sorted(volumes)
+    assert volumes[-1] == pytest.approx(fields["hypervolume"])
     knee = json.loads(ask(capsys, monkeypatch, place, "lasso-*", "--knee", "--json")[0])
     assert (knee["study"], knee["trial"], knee["candidate"]) == ("lasso-2", 0, 0)
 
