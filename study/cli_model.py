@@ -35,7 +35,7 @@ def model(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Copy a model out of a study, with a passport that says what it is; put it into MLflow's model registry."""
-    from study.models import choose_model, take_out
+    from study.choosing import choose_model, take_out
     from study.several import open_studies
     from study.trials import as_json as plain_json
 

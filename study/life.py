@@ -10,8 +10,9 @@ from rich.console import Console
 
 from study.errors import UserError
 from study.home import Home
+from study.launch_checks import absolute_storage
 from study.provenance import next_name
-from study.run import Outcome, absolute_storage, launch
+from study.run import Outcome, launch
 from study.spec import StudySpec, accepted_arguments
 
 _POLL_S = 0.2

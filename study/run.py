@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import json
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from study.cluster import check_address, concurrency, ray_session
 from study.delivery import Delivery
 from study.errors import UserError, disk_errors
 from study.home import Home, StudyFolder
+from study.launch_checks import absolute_storage, check_gpus, check_numbers, check_positive, check_storage
 from study.lease import StorageLease, Tenant
 from study.outbox import Outbox
 from study.probe import check_inputs, describe_space
@@ -31,7 +31,6 @@ from study.provenance import (
 from study.samplers import check_sampler
 from study.spec import KEEPS, StudySpec, load_space
 from trainables.passport import commit_of
-from trainables.registry import load_experiment
 
 if TYPE_CHECKING:
     from study.record import TrialRecord
@@ -119,13 +118,13 @@ def launch(
     Raises:
         UserError: for every mistake that the caller can mend, before any trial is touched.
     """
-    _check_numbers(trials=trials, max_concurrent=max_concurrent)
+    check_numbers(trials=trials, max_concurrent=max_concurrent)
     if deterministic and max_concurrent is None:
         raise UserError(
             "--deterministic needs --max-concurrent, since what a trial can know depends on it, but got none; use "
             "--max-concurrent 2, or more where more trials fit at once"
         )
-    _check_positive(time_budget=time_budget_s, cpus_per_trial=cpus_per_trial)
+    check_positive(time_budget=time_budget_s, cpus_per_trial=cpus_per_trial)
     if gpus_per_trial is not None and not 0 <= gpus_per_trial < float("inf"):
         raise UserError(f"--gpus-per-trial must be at least 0, but got {gpus_per_trial:g}; leave it out for the default")
     if keep not in (None, *KEEPS):
@@ -173,10 +172,10 @@ def launch(
             _notify(console, describe_changes(old, spec))
         elif parent:
             _notify(console, describe_fork(parent, spec))
-        _check_gpus(spec)
-        _check_storage(spec)
+        check_gpus(spec)
+        check_storage(spec)
         with _storage_lease(folder, spec, console):
-            _check_storage(spec, home=folder.home)
+            check_storage(spec, home=folder.home)
             return _run(folder, spec, study_space, address, max_concurrent, time_budget_s, console)
 
 
@@ -340,61 +339,3 @@ def _outcome(
 def _notify(console: Console, sentence: str | None) -> None:
     if sentence:
         console.print(sentence, markup=False, highlight=False)
-
-
-def _check_gpus(spec: StudySpec) -> None:
-    """Of several GPUs, each has a process of its own: refuse a part of one, and experiments that are one process."""
-    if spec.num_gpus > 1 and spec.num_gpus % 1:
-        whole = int(spec.num_gpus)
-        raise UserError(f"--gpus-per-trial above 1 must be a whole number, but got {spec.num_gpus:g}; use {whole} or {whole + 1}")
-    if spec.num_gpus > 1 and not load_experiment(spec.description.experiment).parallel:
-        raise UserError(
-            f"--gpus-per-trial must be at most 1 for {spec.description.experiment}, which trains on one device, but got "
-            f"{spec.num_gpus:g}; use --gpus-per-trial 1"
-        )
-
-
-def _check_storage(spec: StudySpec, home: Home | None = None) -> None:
-    """Write to the storage before any trial does, and find out whose it is.
-
-    Args:
-        home: that runs it from now on, to be noted there; None before that is certain.
-
-    Raises:
-        UserError: if it cannot be written, or holds another study of this name.
-    """
-    folder = spec.study_folder
-    try:
-        known = json.loads(folder.read("study.json")) if "study.json" in folder.names() else {"study_id": spec.study_id}
-        owner = known["study_id"]
-        if owner == spec.study_id:
-            fields = known | {"spec_hash": spec.hash} | ({"home": str(home.path)} if home else {})
-            folder.write("study.json", json.dumps(fields).encode())
-    except Exception as error:
-        raise UserError(
-            f"the storage must be a folder or URI that can be written, but {spec.storage} is not ({error}); "
-            "make room there or mend it, or name another with --storage"
-        ) from error
-    if owner != spec.study_id:
-        raise UserError(
-            f"a storage must hold one study of a name, but {folder.address} belongs to another {spec.name!r}; "
-            "choose another name or --storage"
-        )
-
-
-def _check_numbers(**numbers: int | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, but got {value}; leave it out for the default")
-
-
-def _check_positive(**numbers: float | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')} must be positive, but got {value:g}; leave it out for the default")
-
-
-def absolute_storage(storage: str) -> str:
-    """A storage's address that means the same from every folder."""
-    storage = storage.removeprefix("file://")
-    return storage.rstrip("/") if "://" in storage else str(Path(storage).expanduser().absolute())

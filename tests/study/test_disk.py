@@ -21,9 +21,9 @@ from study.cli_life import app
 from study.errors import UserError
 from study.exchange import import_experiment
 from study.home import Home
+from study.launch_checks import check_storage
 from study.outbox import Outbox
 from study.retention import REGISTERED_TAG
-from study.run import _check_storage
 from study.spec import StudySpec
 from study.tracking import connect
 
@@ -205,7 +205,7 @@ def test_an_mlflow_that_fails_in_the_middle_of_gc_is_told_in_a_sentence(make, mo
 
 def copied(desk, home, tmp_path):
     """A copy of the home, whose study was run from the first one."""
-    _check_storage(desk.spec, home=Home(home))
+    check_storage(desk.spec, home=Home(home))
     return shutil.copytree(home, tmp_path / "copy", ignore=shutil.ignore_patterns("storage"))
 
 
@@ -219,9 +219,9 @@ def test_a_copied_home_deletes_and_clears_nothing_of_the_first_one(make, home, t
             act(name, home=copy)
     assert desk.kept() == {0}
     assert desk.stored(0) == ["charts", "checkpoints", "log.txt", "model"]
-    _check_storage(desk.spec)  # of a launch from the copy that another session refuses
+    check_storage(desk.spec)  # of a launch from the copy that another session refuses
     cleaning.sweep(name)
-    _check_storage(desk.spec, home=Home(copy))
+    check_storage(desk.spec, home=Home(copy))
     with pytest.raises(UserError, match=f"was run from the home {copy}"):
         deleting.delete(name)
     deleting.delete(name, home=copy)

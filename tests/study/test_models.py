@@ -8,9 +8,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from study.choosing import choose_model, take_out
 from study.cli import main
 from study.errors import UserError
-from study.models import choose_model, take_out
 from study.outbox import Outbox
 from study.query import open_study
 from study.registration import register_model
