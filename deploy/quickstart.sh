@@ -18,6 +18,8 @@ related_atoms says how broad the mixture was: 3 holds every atom of the composit
 
 The plot:       $PWD/$name-front.png
 To explore:     $PWD/$name-front.html
+All of it:      .venv/bin/study report "$name"    one page for the browser
+The model:      .venv/bin/study model "$name" --knee --out "$name-model", then .venv/bin/study verify "$name-model"
 The MLflow UI:  .venv/bin/mlflow ui --backend-store-uri sqlite:///${STUDY_HOME:-$HOME/narrow-studies}/mlflow.db
 Go on with:     .venv/bin/study launch cmsp_curriculum:cpu --name "$name" --trials 60
 EOF
