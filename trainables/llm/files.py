@@ -181,6 +181,15 @@ def _fields(files: Mapping[str, bytes], source: str) -> dict[str, Any]:
         raise ValueError(f"{_WHOLE}, but got {type(error).__name__} ({error}) in {source}; save it again") from error
 
 
+def _without_choices(fields: Any) -> Any:
+    """Fields less those that could choose code, also of a config inside of a config."""
+    if isinstance(fields, list):
+        return [_without_choices(value) for value in fields]
+    if not isinstance(fields, dict):
+        return fields
+    return {name: _without_choices(value) for name, value in fields.items() if name not in _NOT_FROM_A_FOLDER}
+
+
 def _config(fields: dict[str, Any]) -> Any:
     """Build the config of a stock class from fields, less those that could choose code."""
     kind = fields.get("model_type")
@@ -188,7 +197,7 @@ def _config(fields: dict[str, Any]) -> Any:
     require(isinstance(kind, str) and kind in CONFIG_MAPPING, law, kind, "update transformers, or save the model again")
     assert isinstance(kind, str)
     try:
-        return CONFIG_MAPPING[kind].from_dict({name: value for name, value in fields.items() if name not in _NOT_FROM_A_FOLDER})
+        return CONFIG_MAPPING[kind].from_dict(_without_choices(fields))
     except Exception as error:  # the library's own validation errors are no ValueErrors
         raise ValueError(f"{CONFIG_FILE} must be one of {kind}, but got: {error}; save the model again") from error
 

@@ -156,9 +156,12 @@ def test_our_loader_executes_no_file_of_the_folder(tmp_path):
     stem = CODE_FILE.removesuffix(".py")
     config["auto_map"] |= {"AutoConfig": f"{stem}.NarrowedConfig", "AutoModel": f"{stem}.Narrowed"}
     config |= {"quantization_config": {"quant_method": "gptq", "bits": 4}, "attn_implementation": "somebody/kernel"}
+    config["inner"] = [{"_attn_implementation": "somebody/kernel", "width": 3}]
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
     before = set(sys.modules)
-    assert torch.equal(logits(load(tmp_path)), logits(model))
+    loaded = load(tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+    assert loaded.config.inner == [{"width": 3}]
     assert not marker.exists()
     assert not any("narrowed" in name for name in set(sys.modules) - before)
 
