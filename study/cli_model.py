@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from study.cli_life import app, make_console
-from study.cli_pareto import Names, Pairs, TrackingUri, reading
+from study.cli_pareto import Names, Pairs, Refresh, Tags, TrackingUri, reading
 from study.errors import UserError
 
 _COLORS = {"passed": "green", "refused": "red", "not checked": "yellow"}
@@ -31,7 +31,9 @@ def model(
         str | None, typer.Option(help="Make it a version of this registered model in MLflow.", metavar="MODEL")
     ] = None,
     alias: Annotated[str | None, typer.Option(help="Of that version, such as best.")] = None,
+    tags: Tags = None,
     tracking_uri: TrackingUri = None,
+    refresh: Refresh = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Copy a model out of a study, with a passport that says what it is; put it into MLflow's model registry."""
@@ -45,7 +47,7 @@ def model(
         raise UserError(f"--alias names a version of a registered model, but got {alias!r} and no --register; give both")
     console = make_console()
     with reading(console) as progress:
-        studies = open_studies(names or [], tracking_uri=tracking_uri, progress=progress)
+        studies = open_studies(names or [], tags=tags or (), tracking_uri=tracking_uri, refresh=refresh, progress=progress)
     row = choose_model(
         studies, knee=knee, trial=trial, candidate=candidate, objectives=objective or (), where=where,
         constraints=constraint or (),

@@ -24,6 +24,7 @@ Names = Annotated[
 ]
 Pairs = list[str] | None
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow's address; by default the one of the launch.")]
+Tags = Annotated[Pairs, typer.Option("--tag", help="Studies whose experiment has this tag in MLflow.", metavar="KEY=VALUE")]
 Refresh = Annotated[bool, typer.Option("--refresh", help="Read everything from MLflow again, not only what is new.")]
 
 _SHOWN_DOMINATED = 10
@@ -56,7 +57,7 @@ def pareto(
         ),
     ] = None,
     dominated: Annotated[bool, typer.Option("--dominated", help="Show who is beaten by whom, and by how much.")] = False,
-    tag: Annotated[Pairs, typer.Option(help="Studies whose experiment has this tag in MLflow.", metavar="KEY=VALUE")] = None,
+    tags: Tags = None,
     mapping: Annotated[
         Pairs, typer.Option("--map", help="Our name for a metric of somebody else's experiment.", metavar="THEIRS=OURS")
     ] = None,
@@ -76,7 +77,7 @@ def pareto(
     console = make_console()
     with reading(console) as progress:
         studies = open_studies(
-            names or [], tags=tag or [], metrics=_pairs("--map", mapping, str), tracking_uri=tracking_uri, refresh=refresh,
+            names or [], tags=tags or [], metrics=_pairs("--map", mapping, str), tracking_uri=tracking_uri, refresh=refresh,
             progress=progress,
         )  # fmt: skip
     front = studies.front(objective or (), where=where, constraints=constraint or ())

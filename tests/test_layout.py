@@ -107,7 +107,7 @@ def test_the_command_surface_grows_only_on_purpose():
         },
         "model": {
             "--out", "--knee", "--trial", "--candidate", "--objective", "--where", "--constraint", "--register", "--alias",
-            "--tracking-uri", "--json",
+            "--tracking-uri", "--json", "--tag", "--refresh",
         },
         "verify": {"--trust", "--json"},
         "report": {"--out", "--publish", "--refresh", "--tracking-uri"},
