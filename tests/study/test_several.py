@@ -17,13 +17,10 @@ from study.tracking import STUDY_TAG, connect
 
 
 @pytest.fixture(scope="module")
-def place(store, tmp_path_factory):
+def place(tmp_path_factory):
     """A home with three studies, one of them of other objectives, and an experiment of somebody else's."""
-    from study.tracking import connect
-
-    connect(store)
     home = tmp_path_factory.mktemp("home")
-    uri = copy_of_store(store, home)
+    uri = f"sqlite:///{home}/mlflow.db"
     first = MadeStudy(uri, "lasso-1", study_id="1")
     first.trial(0, params={"strength": 1.0, "seed": 0}, loss=1.0, size=9.0)
     first.trial(1, params={"strength": 1.0, "seed": 1}, loss=2.0, size=9.0)

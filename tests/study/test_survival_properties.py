@@ -53,6 +53,7 @@ RECORD_WRITES = (
     "set_trial_state_values",
 )  # fmt: skip
 ARTIFACTS = SimpleNamespace(
+    in_registry=lambda client: frozenset(),
     num_bytes=lambda uri, store: store.num_bytes(uri),
     delete=lambda uri, store: store.delete(uri),
     sync=lambda uri: WRITER.pass_by("sync"),
