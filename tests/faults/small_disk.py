@@ -26,6 +26,14 @@ class SmallDisk:
             while self.num_free() > leave:
                 file.write(bytes(PAGE))
 
+    def fill_alone(self, *, leave: int) -> None:
+        """Take all room but exactly so many pages, while nobody else writes: the kernel's count of free ones may lag behind."""
+        with self._filler.open("ab", buffering=0) as file:
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(PAGE))
+            file.truncate(max(0, file.seek(0, os.SEEK_END) - leave * PAGE))
+
     def make_room(self) -> None:
         self._filler.unlink(missing_ok=True)
 

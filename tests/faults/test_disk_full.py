@@ -208,7 +208,7 @@ def test_a_disk_may_be_full_at_any_page_of_the_databases(disk):
     num_pages, refusals = 0, []
     while True:
         folder, before, after = Home(disk.path).study(f"s{num_pages}"), {}, {}
-        disk.fill(leave=num_pages)
+        disk.fill_alone(leave=num_pages)
         try:
             live(folder, before)
             break
