@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 if TYPE_CHECKING:
     import optuna
 
+_OF_RAY = {"CPU", "GPU", "cpu", "gpu", "memory", "object_store_memory"}
 _CONSTRAINT = re.compile(r"\s*([\w./-]+)\s*(>=|<=)\s*(\S+)\s*")
 
 
@@ -29,6 +30,9 @@ class StudySpace:
         first_trials: parameters of the trials that are run before the sampler draws any: settings known to matter.
         num_trials: how many trials a study makes unless told otherwise.
         num_cpus, num_gpus: what one trial needs; fractions share a device.
+        gpu_memory_gib: what it needs of each GPU's memory, in GiB. GPUs with less are left alone; a trial of one GPU
+            (`num_gpus=1`) takes no larger share of it than that, so that several run on a large one. 0 for any GPU.
+        resources: what else it needs, by Ray's names of custom resources: `{"fast_disk": 1}`.
     """
 
     experiment: str
@@ -42,12 +46,25 @@ class StudySpace:
     num_trials: int = 20
     num_cpus: float = 1
     num_gpus: float = 0
+    gpu_memory_gib: float = 0
+    resources: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.objectives:
             raise ValueError("a space must have at least one objective, but got none; name a metric of its experiment")
         for text in self.constraints:
             Constraint.parse(text)
+        if self.gpu_memory_gib < 0 or (self.gpu_memory_gib > 0 and self.num_gpus <= 0):
+            raise ValueError(
+                f"gpu_memory_gib must be at least 0, and needs num_gpus above 0, but got {self.gpu_memory_gib} and "
+                f"{self.num_gpus}; use num_gpus=1"
+            )
+        for name, amount in self.resources.items():
+            if name in _OF_RAY or not 0 < amount < math.inf:
+                raise ValueError(
+                    f"resources must be positive amounts of Ray's custom resources, but got {name}: {amount}; for CPUs and GPUs "
+                    "use num_cpus, num_gpus and gpu_memory_gib"
+                )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

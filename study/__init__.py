@@ -6,16 +6,16 @@ from study import launch, open_study
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from study.asking.query import open_study as open_study
+    from study.asking.several import open_studies as open_studies
     from study.life import fork as fork
-    from study.query import open_study as open_study
     from study.run import launch as launch
     from study.run import resume as resume
-    from study.several import open_studies as open_studies
 
 __all__ = ["fork", "launch", "open_studies", "open_study", "resume"]
 _HOMES = {
-    "fork": "study.life", "launch": "study.run", "resume": "study.run", "open_study": "study.query",
-    "open_studies": "study.several",
+    "fork": "study.life", "launch": "study.run", "resume": "study.run", "open_study": "study.asking.query",
+    "open_studies": "study.asking.several",
 }  # fmt: skip
 
 

@@ -38,22 +38,26 @@ def _spaces_of(module_name: str) -> list[dict[str, Any]]:
             continue
         space = function()
         if isinstance(space, StudySpace):
-            description = describe_space(space)
-            entries.append(
-                {
-                    "space": f"{module_name}:{function_name}",
-                    "about": _first_line(function),
-                    "arguments": {name: p.default for name, p in inspect.signature(function).parameters.items()},
-                    "experiment": space.experiment,
-                    "objectives": description.objectives,
-                    "constraints": list(description.constraints),
-                    "parameters": {parameter.name: parameter.values for parameter in description.parameters},
-                    "num_trials": space.num_trials,
-                    "num_cpus": space.num_cpus,
-                    "num_gpus": space.num_gpus,
-                }
-            )
+            arguments = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+            reference = f"{module_name}:{function_name}"
+            entries.append(entry_of(reference, space, about=_first_line(function)) | {"arguments": arguments})
     return entries
+
+
+def entry_of(reference: str, space: StudySpace, *, about: str = "") -> dict[str, Any]:
+    """A space, as JSON values."""
+    description = describe_space(space)
+    return {
+        "space": reference,
+        "about": about,
+        "experiment": space.experiment,
+        "objectives": description.objectives,
+        "constraints": list(description.constraints),
+        "parameters": {parameter.name: parameter.values for parameter in description.parameters},
+        "num_trials": space.num_trials,
+        "num_cpus": space.num_cpus,
+        "num_gpus": space.num_gpus,
+    }
 
 
 def show(entries: list[dict[str, Any]], console: Console) -> None:

@@ -11,19 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from study import cli_exchange, cli_keep, cli_model, cli_pareto, cli_report
-from study.cli_life import Name, Sampler, Settings, app, make_console, read_arguments
+from study.commands import doctor, exchange, keep, logs, model, pareto, report, serve
+from study.commands.life import AsJson, JobServerAddress, Name, Sampler, Settings, TrackingUri, app, make_console, read_arguments
 from study.errors import UserError
 
 if TYPE_CHECKING:
-    from study.query import Study
-    from study.trials import TrialRow
+    from study.asking.query import Study
+    from study.asking.trials import TrialRow
 
-_WITH_COMMANDS = (cli_pareto, cli_model, cli_report, cli_exchange, cli_keep)
+_WITH_COMMANDS = (pareto, model, report, exchange, keep, logs, serve, doctor)
 """Modules that add their commands to the app when they are imported."""
-
-TrackingUri = Annotated[str | None, typer.Option(help="MLflow's address; by default the one of the launch.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("list")
@@ -32,6 +29,7 @@ def list_studies(as_json: AsJson = False) -> None:
     from rich.table import Table
 
     from study.home import Home
+    from study.remote.remembered import remote_studies
     from study.spec import StudySpec
 
     home = Home()
@@ -42,6 +40,10 @@ def list_studies(as_json: AsJson = False) -> None:
         row = {"study": spec.name, "space": spec.space, "trials": spec.num_trials, "state": state, "spec_hash": spec.hash}
         rows.append(row | {"parents": [dataclasses.asdict(parent) for parent in spec.parents]})
         origins.append(str(spec.parents[-1]) if spec.parents else "-")
+    for remote in remote_studies(home):
+        rows.append(dict.fromkeys(("study", "space", "trials", "state", "spec_hash"), "-"))
+        rows[-1] |= {"study": remote.name, "space": remote.space or "-", "state": f"on {remote.address}", "parents": []}
+        origins.append("-")
     for folder in home.imported():
         rows.append(dict.fromkeys(("study", "space", "trials", "state", "spec_hash"), "-"))
         rows[-1] |= {"study": folder.name, "state": "imported", "parents": []}
@@ -61,13 +63,30 @@ def list_studies(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def status(name: Name, tracking_uri: TrackingUri = None, as_json: AsJson = False) -> None:
+def status(
+    context: typer.Context,
+    name: Name,
+    tracking_uri: TrackingUri = None,
+    address: JobServerAddress = None,
+    as_json: AsJson = False,
+) -> None:
     """Show how far a study is, and every trial with its state."""
     from rich.table import Table
 
-    from study.report import repeated_work, short
+    from study.remote.dispatch import ask_there, find_asked, job_state
+    from study.reporting.report import repeated_work, short
 
-    study = _open(name, tracking_uri)
+    remote = find_asked(name, address)
+    if remote is not None and tracking_uri is None:
+        if address is not None or remote.tracking_uri is None:
+            raise typer.Exit(ask_there(context, remote, make_console()))
+        tracking_uri = remote.tracking_uri  # its MLflow server answers sooner than a job
+    try:
+        study = _open(name, tracking_uri)
+    except UserError:
+        if remote is None or tracking_uri != remote.tracking_uri:
+            raise
+        raise typer.Exit(ask_there(context, remote, make_console())) from None  # only the cluster may reach that server
     trials = study.trials()
     counts: dict[str, int] = {}
     for row in trials:
@@ -92,6 +111,8 @@ def status(name: Name, tracking_uri: TrackingUri = None, as_json: AsJson = False
     shown = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no trials yet"
     told = "; ".join(filter(None, (shown, f"budget {study.num_trials} trials", repeated_work(trials))))
     console.print(f"{name} ({study.tags['space']}, {running}): {told}", highlight=False)
+    if remote is not None:
+        console.print(job_state(remote), highlight=False)
     if study.parents:
         console.print(f"forked from {', from '.join(map(str, reversed(study.parents)))}", highlight=False)
     if study.is_running is False and sum(counts.get(state, 0) for state in ("finished", "failed", "stopped")) < study.num_trials:
@@ -123,7 +144,7 @@ def trial(
     """Show one trial: parameters, metrics, candidates, attempts, host, the cause of a failure, its log, its charts."""
     from rich.text import Text
 
-    from study.report import candidates_table, repeated_work, short
+    from study.reporting.report import candidates_table, repeated_work, short
 
     study = _open(name, tracking_uri)
     row, candidates = study.trial(number), study.candidates(number)
@@ -163,7 +184,7 @@ def trial(
 
 
 def _draw_charts(study: "Study", number: int, folder: Path) -> list[Path]:
-    from study.charts import draw_into
+    from study.reporting.charts import draw_into
 
     return [path for chart in study.charts(number) for path in draw_into(chart, folder)]
 
@@ -181,8 +202,8 @@ def chaos(
     as_json: AsJson = False,
 ) -> None:
     """Kill a small study again and again, and check that nothing is lost or done twice."""
-    from study.chaos import run_chaos
-    from study.chaos_sheet import sheet
+    from study.chaos.chaos import run_chaos
+    from study.chaos.sheet import sheet
     from study.spec import load_space
 
     num_trials = trials or max(2 * kills, load_space(space, arguments=read_arguments(settings or []))[0].num_trials)
@@ -205,13 +226,13 @@ def chaos(
 
 def _json(fields: dict[str, Any]) -> str:
     """As text; what JSON lacks, in words."""
-    from study.trials import as_json
+    from study.asking.trials import as_json
 
     return json.dumps(as_json(fields), indent=2)
 
 
 def _open(name: str, tracking_uri: str | None) -> "Study":
-    from study.query import open_study
+    from study.asking.query import open_study
 
     return open_study(name, tracking_uri=tracking_uri)
 

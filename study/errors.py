@@ -44,10 +44,16 @@ def disk_errors(home: Path) -> Iterator[None]:
 
 def _error_of_a_disk(error: BaseException | None) -> sqlite3.Error | OSError | None:
     """The newest one, among an error and all that it comes of."""
-    while error is not None:
-        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_A_DISK_TO_SQLITE:
-            return error
-        if isinstance(error, OSError) and error.errno in _OF_A_DISK:
-            return error
-        error = error.__cause__ or error.__context__
+    for cause in causes(error):
+        if isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorcode", 0) & 0xFF in _OF_A_DISK_TO_SQLITE:
+            return cause
+        if isinstance(cause, OSError) and cause.errno in _OF_A_DISK:
+            return cause
     return None
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, then all that it comes of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

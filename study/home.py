@@ -2,7 +2,7 @@
 
 $STUDY_HOME/mlflow.db            MLflow's store, unless another is named
 $STUDY_HOME/mlartifacts/         its artifacts
-$STUDY_HOME/studies/NAME/        spec.json, optuna.db, outbox.db, lock, stop, writer.log
+$STUDY_HOME/studies/NAME/        spec.json, optuna.db (record.json, where --record is a server), outbox.db, lock, stop, writer.log
 $STUDY_HOME/storage/NAME/        checkpoints, models and logs of the trials, unless --storage says otherwise
 """
 
@@ -104,6 +104,7 @@ class StudyFolder:
         self.path = home.path / "studies" / name
         self.spec_file = self.path / "spec.json"
         self.optuna_file = self.path / "optuna.db"
+        self.record_file = self.path / "record.json"
         self.outbox_file = self.path / "outbox.db"
         self.writer_log = self.path / "writer.log"
         self._lock_file = self.path / "lock"
@@ -112,7 +113,7 @@ class StudyFolder:
 
     def exists(self) -> bool:
         """Whether a launch got as far as its first trial; one that failed before leaves only a draft."""
-        return self.spec_file.is_file() and self.optuna_file.is_file()
+        return self.spec_file.is_file() and (self.optuna_file.is_file() or self.record_file.is_file())
 
     @property
     def is_imported(self) -> bool:
@@ -159,13 +160,22 @@ class StudyFolder:
                     f"{holder['pid']} on {holder['host']}; wait for it, or end it with: study stop {self.name}"
                 )
             self._stop_file.unlink(missing_ok=True)  # it was meant for a session before this one
-            file.truncate(0)
-            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
-            file.flush()
+            self._say_holder(file, begun=False)
             try:
                 yield
             finally:
                 file.truncate(0)
+
+    def say_begun(self) -> None:
+        """Tell those who ask for the holder that it has refused nothing and runs the study. The caller holds the lease."""
+        with self._lock_file.open("a+") as file:
+            self._say_holder(file, begun=True)
+
+    def _say_holder(self, file: IO[str], *, begun: bool) -> None:
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "begun": begun}
+        file.truncate(0)
+        file.write(json.dumps(holder))
+        file.flush()
 
     def ask_to_stop(self) -> None:
         """Ask whoever runs the study now to keep what is done and end; a session that begins later does not hear it."""
@@ -176,7 +186,7 @@ class StudyFolder:
         return self._stop_file.exists()
 
     def holder(self) -> dict[str, str | int] | None:
-        """Host and process that run the study now, or None if nobody does."""
+        """Who runs the study now: `host` and `pid`, and `begun`, once nothing can be refused any more; None for nobody."""
         try:
             with self._lock_file.open() as file:
                 try:

@@ -12,7 +12,9 @@ from study.errors import UserError
 from study.home import Home
 from study.launch_checks import absolute_storage
 from study.provenance import next_name
-from study.run import Outcome, launch
+from study.remote.shipped import folder_now, modules_now
+from study.run import launch
+from study.running.session import Outcome
 from study.spec import StudySpec, accepted_arguments
 
 _POLL_S = 0.2
@@ -36,7 +38,7 @@ def stop(name: str, *, home: str | Path | None = None, timeout_s: float = 300.0)
     if holder is None:
         return False
     deadline = time.monotonic() + timeout_s
-    while folder.holder() == holder:
+    while _is_same(folder.holder(), holder):
         folder.ask_to_stop()  # again and again: a session that has just begun clears what was asked before it
         if time.monotonic() > deadline:
             raise UserError(
@@ -45,6 +47,10 @@ def stop(name: str, *, home: str | Path | None = None, timeout_s: float = 300.0)
             )
         time.sleep(_POLL_S)
     return True
+
+
+def _is_same(holder: dict[str, str | int] | None, other: dict[str, str | int]) -> bool:
+    return holder is not None and (holder["host"], holder["pid"]) == (other["host"], other["pid"])
 
 
 def check_extension(name: str, trials: int, *, home: str | Path | None = None) -> None:
@@ -111,7 +117,7 @@ def fork(
     storage = absolute_storage(storage) if storage else None
     inherited = parent.space_arguments
     if space is None:
-        modules = parent.import_paths[0] if parent.import_paths else None
+        modules = modules_now(parent.import_paths)
     else:
         modules = Path(modules or ".").absolute()
         inherited = accepted_arguments(space, inherited, folder=modules)
@@ -121,7 +127,7 @@ def fork(
         max_concurrent = parent.lookahead
     console = console or Console()
     _say_where_paths_lead(parent, arguments or {}, console)
-    with contextlib.chdir(parent.folder):
+    with contextlib.chdir(folder_now(parent.folder)):
         return launch(
             space or parent.space,
             name=new,
@@ -145,7 +151,7 @@ def fork(
 
 
 def _say_where_paths_lead(parent: StudySpec, arguments: Mapping[str, Any], console: Console) -> None:
-    folder = Path(parent.folder).absolute()
+    folder = Path(folder_now(parent.folder)).absolute()
     if folder != Path.cwd() and any(isinstance(value, str) for value in arguments.values()):
         console.print(
             f"note: a relative path among the arguments leads from {folder}, where {parent.name} was launched",

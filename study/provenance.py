@@ -41,6 +41,11 @@ def refuse_drift(old: StudySpec, new: StudySpec) -> None:
             f"a study's runs stay in one MLflow, {old.tracking_uri} for {old.name!r}, but got {new.tracking_uri}; "
             "leave --tracking-uri out"
         )
+    if old.record != new.record:
+        raise UserError(
+            f"a study's record stays in one database, {old.record or 'a file in its home'} for {old.name!r}, but got "
+            f"{new.record}; leave --record out"
+        )
 
 
 def refuse_other_parents(old: StudySpec, parent: StudySpec) -> None:

@@ -18,7 +18,7 @@ from study.home import write_whole
 from trainables.storage import Folder
 
 KEEPS = ("front", "all")
-"""Which models a study keeps in MLflow: those on its front or near it (`study.retention`), or every one."""
+"""Which models a study keeps in MLflow: those on its front or near it (`study.keeping.retention`), or every one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +84,7 @@ class StudySpec:
         import_paths: folders that the space and its experiment are imported from, beside the installed packages.
         description: what the space does (`study.probe`).
         sampler, seed: of the search.
-        lookahead: of the deterministic mode (`study.tell_order`); None for none.
+        lookahead: of the deterministic mode (`study.running.tell_order`); None for none.
         num_trials: the budget: finished, stopped and failed trials in all.
         num_cpus, num_gpus: of one trial.
         storage: where checkpoints, models and logs go.
@@ -94,6 +94,8 @@ class StudySpec:
         commit: git commit it was launched from, if any.
         parents: the studies that it was forked from, oldest first.
         keep: one of `KEEPS`; a study from before one could choose keeps all.
+        record: address of the database of Optuna's record; None for a file in the study home.
+        gpu_memory_gib, resources: of one trial (`search_spaces.space.StudySpace`).
     """
 
     name: str
@@ -117,6 +119,9 @@ class StudySpec:
     lookahead: int | None = None
     parents: tuple[Parent, ...] = ()
     keep: str = "all"
+    record: str | None = None
+    gpu_memory_gib: float = 0.0
+    resources: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def identity(self) -> dict[str, Any]:

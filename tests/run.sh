@@ -4,4 +4,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 EXTRAS=dev
 source deploy/environment.sh
+export PATH="$PWD/.venv/bin:$PATH"  # linters that tests call
 exec .venv/bin/python -m pytest "$@"

@@ -15,7 +15,10 @@ FORBIDDEN = {
     "study": {"tests"},
 }
 ALLOWED = {("trainables/ray_trainable.py", "ray")}
-_KNOW_MLFLOW = ("tracking", "tracking_writer", "run_index", "artifacts", "registration", "import_writer")
+_KNOW_MLFLOW = (
+    "recording/tracking", "recording/tracking_writer", "asking/run_index", "asking/registration", "keeping/artifacts",
+    "exchanging/import_writer",
+)  # fmt: skip
 ONLY_HERE = {"mlflow": {f"study/{name}.py" for name in _KNOW_MLFLOW}}
 
 
@@ -88,18 +91,21 @@ def test_the_command_surface_grows_only_on_purpose():
     assert surface == {
         "launch": {
             "--name", "--set", "--trials", "--time-budget", "--seed", "--sampler", "--max-concurrent", "--cpus-per-trial",
-            "--gpus-per-trial", "--address", "--storage", "--tracking-uri", "--deterministic", "--keep",
+            "--gpus-per-trial", "--address", "--storage", "--tracking-uri", "--record", "--deterministic", "--keep",
+            "--detach",
         },
         "fork": {
             "--space", "--set", "--trials", "--time-budget", "--seed", "--sampler", "--max-concurrent", "--cpus-per-trial",
-            "--gpus-per-trial", "--address", "--storage", "--deterministic", "--keep",
+            "--gpus-per-trial", "--address", "--storage", "--deterministic", "--keep", "--detach",
         },
-        "resume": {"--trials", "--time-budget", "--max-concurrent", "--address"},
-        "extend": {"--trials", "--time-budget", "--max-concurrent", "--address"},
-        "stop": {"--timeout"},
+        "resume": {"--trials", "--time-budget", "--max-concurrent", "--address", "--detach"},
+        "extend": {"--trials", "--time-budget", "--max-concurrent", "--address", "--detach"},
+        "stop": {"--timeout", "--address"},
+        "logs": {"--follow", "--address"},
         "chaos": {"--kills", "--seed", "--set", "--trials", "--sampler", "--max-concurrent", "--keep", "--json"},
+        "doctor": {"--address", "--storage", "--tracking-uri", "--record", "--json"},
         "list": {"--json"},
-        "status": {"--tracking-uri", "--json"},
+        "status": {"--tracking-uri", "--address", "--json"},
         "spaces": {"--json"},
         "pareto": {
             "--objective", "--where", "--constraint", "--knee", "--hypervolume", "--reference", "--seeds", "--dominated", "--tag",
@@ -117,4 +123,5 @@ def test_the_command_surface_grows_only_on_purpose():
         "gc": {"--dry-run", "--keep", "--json"},
         "delete": {"--yes"},
         "trial": {"--charts", "--tracking-uri", "--json"},
+        "serve": {"--host", "--port", "--token-file", "--space", "--address"},
     }  # fmt: skip

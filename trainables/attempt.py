@@ -229,7 +229,7 @@ class Attempt:
 
     def _write_log(self) -> None:
         with storage_errors("logs"):
-            self._folder.write(LOG_FILE, self._log.text().encode())
+            self._folder.write(LOG_FILE, self._log.text().encode(errors="backslashreplace"))
 
     def _report(self, measurements: list[Measurement], *, finished: bool = False, failure: Failure | None = None) -> Report:
         return Report(

@@ -1,6 +1,6 @@
 """Charts as plain values: what an experiment wants seen of a finished trial, with no word on who draws it.
 
-Only the standard library: `study/charts.py` draws them, and nothing is lost where nobody can.
+Only the standard library: `study/reporting/charts.py` draws them, and nothing is lost where nobody can.
 """
 
 import dataclasses

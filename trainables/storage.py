@@ -6,8 +6,10 @@ store shows an object when its upload is complete.
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
+import urllib.parse
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +52,8 @@ class Folder:
     """One folder, by path or URI.
 
     Args:
-        address: a local path, or `s3://bucket/key`, `gs://...`: whatever `pyarrow.fs.FileSystem.from_uri` knows.
+        address: a local path, or `s3://bucket/key`, `gs://...`: whatever `pyarrow.fs.FileSystem.from_uri` knows, with its options
+            after a `?`. Where S3 is not Amazon's, AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL says where.
     """
 
     def __init__(self, address: str | Path) -> None:
@@ -60,7 +63,10 @@ class Folder:
 
     def child(self, name: str) -> Self:
         """The folder `name` inside this one."""
-        return type(self)(f"{self.address}/{name}")
+        if self.is_local:
+            return type(self)(f"{self.address}/{name}")
+        place, mark, options = self.address.partition("?")
+        return type(self)(f"{place.rstrip('/')}/{name}{mark}{options}")
 
     def write(self, name: str, data: bytes) -> None:
         """Put a whole file in its place; its readers see the old one or the new one.
@@ -181,10 +187,35 @@ class Folder:
 
     def _filesystem(self) -> tuple[Any, str]:
         if self._remote is None:
-            from pyarrow import fs
-
-            self._remote = fs.FileSystem.from_uri(self.address)
+            self._remote = _open_s3(self.address) if self.address.startswith("s3://") else _open(self.address)
         return self._remote
+
+
+def _open(address: str) -> tuple[Any, str]:
+    """A file system, and the place there that an address means."""
+    from pyarrow import fs
+
+    filesystem, base = fs.FileSystem.from_uri(address)
+    return filesystem, base
+
+
+def _open_s3(address: str) -> tuple[Any, str]:
+    parts = urllib.parse.urlsplit(address)
+    # A small object goes in one request, where it would take three.
+    options = parts.query if "allow_delayed_open=" in parts.query else f"{parts.query}&allow_delayed_open=true".lstrip("&")
+    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    filesystem = _s3(parts._replace(path="", query=options).geturl(), settings)
+    return filesystem, f"{parts.netloc.rpartition('@')[2]}{urllib.parse.unquote(parts.path)}"
+
+
+@functools.lru_cache(maxsize=8)
+def _s3(bucket: str, settings: tuple[tuple[str, str], ...]) -> Any:
+    """One client a bucket, whose connections are used again.
+
+    Args:
+        settings: of the environment, from which it takes endpoint, region and keys when it is made.
+    """
+    return _open(bucket)[0]
 
 
 def _remove_tree(folder: Path) -> None:

@@ -44,8 +44,8 @@ def make_home(home: Path, num_runs: int) -> None:
     if (home / "mlflow.db").exists():
         return
     from study.home import Home
-    from study.outbox import Outbox
-    from study.tracking_writer import StudyWriter
+    from study.recording.outbox import Outbox
+    from study.recording.tracking_writer import StudyWriter
 
     Home(home).prepare()
     outbox = Outbox(home / "outbox.db")

@@ -4,10 +4,10 @@
     python tests/benchmarks/fronts.py --arms ours optuna     # `plain` takes minutes where all rows are on the front
     python tests/benchmarks/fronts.py --rows 20000 --objectives 4 --json
 
-Three arms in turns, in one process, on the same costs, and with the same answer. `ours`: `study.pareto.non_dominated`. `plain`:
-the loop that most tools have, each row in turn throws out what it dominates, O(rows * front). `optuna`: what `study.best_trials`
-asks, without the trials. An arm that takes longer than --patience seconds is not asked again. Then what else is asked of a front,
-ours alone.
+Three arms in turns, in one process, on the same costs, and with the same answer. `ours`: `study.fronts.pareto`. `plain`: the
+loop that most tools have, each row in turn throws out what it dominates, O(rows * front). `optuna`: what `study.best_trials`
+asks, without the trials. An arm that takes longer than --patience seconds is not asked again. Then what else is asked of a
+front, ours alone.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from optuna.study._multi_objective import _is_pareto_front
 
-from study.domination import dominated_by, within
-from study.hypervolume import hypervolume, hypervolume_over_time, reference_point
-from study.knee import knee
-from study.pareto import non_dominated
+from study.fronts.domination import dominated_by, within
+from study.fronts.hypervolume import hypervolume, hypervolume_over_time, reference_point
+from study.fronts.knee import knee
+from study.fronts.pareto import non_dominated
 
 NUM_ROWS_IN_TIME = 5000
 Shape = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]

@@ -29,13 +29,13 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from search_spaces.space import Constraint, StudySpace
-from study.board import Board
 from study.home import Home, StudyFolder
-from study.outbox import Outbox
 from study.probe import Parameter, SpaceDescription
-from study.record import TrialRecord
-from study.samplers import make_sampler
-from study.searcher import StudySearcher
+from study.recording.outbox import Outbox
+from study.running.board import Board
+from study.running.record import TrialRecord
+from study.running.samplers import make_sampler
+from study.running.searcher import StudySearcher
 from study.spec import StudySpec
 from trainables.protocol import Assignment, Measurement, Report
 

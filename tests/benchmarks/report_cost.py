@@ -24,12 +24,12 @@ from ray.air.integrations.mlflow import MLflowLoggerCallback
 from rich.console import Console
 
 from search_spaces import cmsp_curriculum
-from study.delivery import Delivery
 from study.home import Home, StudyFolder
-from study.outbox import Outbox
 from study.probe import describe_space
-from study.record import TrialRecord
-from study.searcher import StudySearcher
+from study.recording.delivery import Delivery
+from study.recording.outbox import Outbox
+from study.running.record import TrialRecord
+from study.running.searcher import StudySearcher
 from study.spec import StudySpec
 from trainables.protocol import Measurement, Report
 

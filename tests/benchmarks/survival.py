@@ -38,11 +38,11 @@ from rich.console import Console
 from rich.table import Table
 
 from search_spaces.cmsp_curriculum import tiny
-from study.chaos import run_chaos
-from study.chaos_faults import Fault, draw_faults, newest
-from study.chaos_patient import Pace, Patient, StuckError
+from study.chaos.chaos import run_chaos
+from study.chaos.faults import Fault, draw_faults, newest
+from study.chaos.patient import Pace, Patient, StuckError
 from study.home import Home
-from study.tracking import TRIAL_TAG
+from study.recording.tracking import TRIAL_TAG
 from trainables.registry import load_experiment
 
 STOCK = "stock"

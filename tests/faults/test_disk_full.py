@@ -15,8 +15,8 @@ from test_spec import spec
 from search_spaces import cmsp_curriculum
 from study import open_study
 from study.home import Home
-from study.outbox import Outbox
-from study.record import TrialRecord
+from study.recording.outbox import Outbox
+from study.running.record import TrialRecord
 
 pytestmark = pytest.mark.faults
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from study.chaos import run_chaos
+from study.chaos.chaos import run_chaos
 
 pytestmark = pytest.mark.faults
 KILLS = int(os.environ.get("STUDY_CHAOS_KILLS", "20"))

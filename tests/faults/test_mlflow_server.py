@@ -335,7 +335,7 @@ def test_runs_that_a_dead_driver_and_a_dead_writer_left_running_are_taken_over_o
         lambda: count(home, "d1", "measurement") >= 4 and server.rows(running)[0][0] >= 3, "trials under way", timeout=240
     )
     family = psutil.Process(process.pid).children(recursive=True)
-    assert any("study.writer" in " ".join(member.cmdline()) for member in family)
+    assert any("study.recording.writer" in " ".join(member.cmdline()) for member in family)
     for member in [psutil.Process(process.pid), *family]:  # as a power cut does
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()

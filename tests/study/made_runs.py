@@ -11,7 +11,17 @@ from typing import Any
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from study.home import make_wal
-from study.tracking import CANDIDATE_PREFIX, CANDIDATE_TAG, PARENT, PREFIX, STATE_TAG, STUDY_ID_TAG, STUDY_TAG, TRIAL_TAG, connect
+from study.recording.tracking import (
+    CANDIDATE_PREFIX,
+    CANDIDATE_TAG,
+    PARENT,
+    PREFIX,
+    STATE_TAG,
+    STUDY_ID_TAG,
+    STUDY_TAG,
+    TRIAL_TAG,
+    connect,
+)
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "FAILED", "interrupted": "KILLED"}
 LOSS_AND_SIZE = ({"metric": "loss", "goal": "min", "unit": "nats"}, {"metric": "size", "goal": "min", "unit": ""})

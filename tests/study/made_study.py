@@ -5,9 +5,9 @@ import json
 from made_trials import record, trials_of
 
 from search_spaces.space import Constraint
-from study.front import Objective
-from study.query import Study
-from study.trials import Trials, table_of
+from study.asking.query import Study
+from study.asking.trials import Trials, table_of
+from study.fronts.front import Objective
 
 LOSS, SIZE, COST = (
     Objective(metric="loss", goal="min", unit="nats"),

@@ -2,7 +2,7 @@
 
 import json
 
-from study.trials import Trials, table_of
+from study.asking.trials import Trials, table_of
 
 
 def record(trial, metrics=None, *, state="finished", params=None, study="s", **fields):

@@ -11,10 +11,10 @@ from test_spec import spec
 
 from search_spaces.cmsp_curriculum import tiny
 from study.home import Home
-from study.outbox import Outbox
-from study.record import TrialRecord
-from study.tracking_writer import StudyWriter
-from study.writer import connect
+from study.recording.outbox import Outbox
+from study.recording.tracking_writer import StudyWriter
+from study.recording.writer import connect
+from study.running.record import TrialRecord
 from trainables.checkpoints import Checkpoints
 from trainables.experiment import Experiment, Metric
 from trainables.protocol import Failure

@@ -163,7 +163,7 @@ class Model:
 
 
 class Store:
-    """MLflow as `study.tracking.StudyWriter` knows its client. A metric's row that is there already is dropped, a param is
+    """MLflow as `study.recording.tracking_writer` knows its client. A metric's row that is there already is dropped, a param is
     never changed, and a batch is three writes, between which the writer may die.
     """
 
@@ -238,7 +238,7 @@ class Store:
         self._writer.pass_by("log_artifacts")
         self.runs[run_id].files |= {f"{place}/{path.name}": path.read_bytes() for path in Path(folder).iterdir()}
 
-    # -- as `study.artifacts` knows its files
+    # -- as `study.keeping.artifacts` knows its files
 
     def num_bytes(self, uri: str) -> int:
         return sum(len(data) for data in self._files_at(uri).values())

@@ -6,8 +6,8 @@ import random
 from rich.console import Console
 from test_spec import spec
 
-from study.board import Board
-from study.record import Draw, PastTrial
+from study.running.board import Board
+from study.running.record import Draw, PastTrial
 
 
 def shown(board):

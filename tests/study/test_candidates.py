@@ -8,12 +8,12 @@ import mlflow
 import pytest
 import torch
 
-from study import pictures, report
+from study.asking.query import open_study
 from study.cli import main
 from study.errors import UserError
-from study.outbox import Outbox
-from study.query import open_study
-from study.tracking_writer import StudyWriter
+from study.recording.outbox import Outbox
+from study.recording.tracking_writer import StudyWriter
+from study.reporting import pictures, report
 from trainables.experiment import Experiment, Metric
 from trainables.model_files import save_model
 from trainables.storage import Folder
@@ -207,7 +207,7 @@ def test_all_candidates_are_read_however_many_pages_they_fill(desk, monkeypatch)
     for number in range(5):
         desk.offer(0, number, 0.9, 12.0)
     desk.deliver()
-    monkeypatch.setattr("study.tracking._MODELS_PAGE", 2)
+    monkeypatch.setattr("study.recording.tracking._MODELS_PAGE", 2)
     assert [row.candidate for row in desk.study().candidates(0)] == [0, 1, 2, 3, 4]
 
 

@@ -6,9 +6,9 @@ from typing import get_args
 
 import pytest
 
-from study.chaos import run_chaos
-from study.chaos_faults import Victim, draw_faults, newest, newest_checkpoint, tear
-from study.chaos_sheet import Findings, compare
+from study.chaos.chaos import run_chaos
+from study.chaos.faults import Victim, draw_faults, newest, newest_checkpoint, tear
+from study.chaos.sheet import Findings, compare
 from trainables.failpoints import Place
 
 PEACE = Findings(

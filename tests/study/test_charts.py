@@ -7,12 +7,12 @@ import struct
 import mlflow
 import pytest
 
-from study.charts import draw_chart, draw_into
+from study.asking.query import open_study
 from study.cli import main
 from study.errors import UserError
-from study.outbox import Outbox
-from study.query import open_study
-from study.tracking_writer import StudyWriter
+from study.recording.outbox import Outbox
+from study.recording.tracking_writer import StudyWriter
+from study.reporting.charts import draw_chart, draw_into
 from trainables.charts import Chart, Panel, Series
 from trainables.storage import Folder
 
@@ -165,7 +165,7 @@ def test_a_chart_that_cannot_be_drawn_holds_up_nothing(told, tmp_path, monkeypat
             raise ZeroDivisionError("no ink")
         draw_chart(drawn, path)
 
-    monkeypatch.setattr("study.tracking_writer.draw_chart", draw)
+    monkeypatch.setattr("study.recording.tracking_writer.draw_chart", draw)
     for name in ("bad", "pruning"):
         Folder(tmp_path / "charts").write(f"{name}.json", chart(name=name).to_json().encode())
     study, artifacts = told({"charts": str(tmp_path / "charts")})

@@ -10,13 +10,13 @@ from mlflow.store.db import utils as database
 from rich.console import Console
 from test_spec import spec
 
-from study import writer
-from study.delivery import Delivery
 from study.errors import UserError
 from study.home import Home
-from study.outbox import Outbox
-from study.tracking import NoAnswerError, connect, reason_of
-from study.tracking_writer import StudyWriter
+from study.recording import writer
+from study.recording.delivery import Delivery
+from study.recording.outbox import Outbox
+from study.recording.tracking import NoAnswerError, connect, reason_of
+from study.recording.tracking_writer import StudyWriter
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_study_that_mlflow_knows_goes_on_without_it_and_arrives_when_it_is_bac
 def test_of_an_mlflow_that_is_away_at_the_end_the_user_hears_why_and_that_nothing_is_lost(desk, nowhere, monkeypatch):
     _, outbox, text = desk
     outbox.remember_run(-1, "of an earlier session")
-    monkeypatch.setattr("study.delivery._FAILING_END_SECONDS", 0.5)
+    monkeypatch.setattr("study.recording.delivery._FAILING_END_SECONDS", 0.5)
     with deliver(desk, nowhere) as delivery:
         delivery.require_ready()
     delivery._process.kill()

@@ -15,17 +15,18 @@ from retention_desk import Desk
 from test_retention import check_front, floor  # noqa: F401  # a fixture
 from typer.testing import CliRunner
 
-import study.cli_keep  # noqa: F401  # its commands
-from study import cleaning, deleting, disk
-from study.cli_life import app
+import study.commands.keep  # noqa: F401  # its commands
+from study.commands.life import app
 from study.errors import UserError
-from study.exchange import import_experiment
+from study.exchanging.exchange import import_experiment
 from study.home import Home
+from study.keeping import cleaning, deleting, disk
+from study.keeping.retention import REGISTERED_TAG
 from study.launch_checks import check_storage
-from study.outbox import Outbox
-from study.retention import REGISTERED_TAG
+from study.recording.outbox import Outbox
+from study.recording.tracking import connect
+from study.running.background import await_start, start_driver
 from study.spec import StudySpec
-from study.tracking import connect
 
 
 @pytest.fixture
@@ -290,6 +291,18 @@ def test_a_study_is_deleted_only_with_yes_and_then_altogether(make, home, store)
     again.deliver()
     assert again.kept() == {0}
     again.close()
+
+
+def test_what_a_refused_launch_left_is_deleted_and_its_name_is_free_again(home):
+    folder = Home(home).study("draft")
+    start_driver(folder, ["launch", "nowhere:space", "--name", "draft"])
+    with pytest.raises(UserError, match="no module 'nowhere'"):
+        await_start(folder, timeout_s=60)
+    assert folder.path.exists()
+    assert deleting.delete("draft", home=home) is None
+    assert not folder.path.exists()
+    with pytest.raises(UserError, match="there is no 'draft'"):
+        deleting.delete("draft", home=home)
 
 
 @pytest.mark.parametrize("instant", range(6))

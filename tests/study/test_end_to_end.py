@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 
 from study import launch, open_study
-from study.cluster import ray_session
 from study.errors import UserError
 from study.home import Home
-from study.outbox import Outbox
+from study.recording.outbox import Outbox
+from study.running.cluster import ray_session
 from trainables.cmsp.curriculum import Curriculum
 
 METRICS = {metric.name for metric in Curriculum.METRICS}
@@ -222,7 +222,7 @@ def test_launching_again_runs_nothing_raises_no_ray_and_a_larger_budget_extends(
     again(home, "t3", trials=2)
     before = open_study("t3", home=home).trials()
     with monkeypatch.context() as patch:
-        patch.delattr("study.run.ray_session")
+        patch.delattr("study.running.session.ray_session")
         outcome = again(home, "t3")
     assert (outcome.num_finished, outcome.exit_code, outcome.is_complete) == (2, 0, True)
     with contextlib.closing(Outbox(Home(home).study("t3").outbox_file)) as outbox:
@@ -241,7 +241,7 @@ def test_a_study_goes_on_only_as_what_it_was(t1, home):
 
 @pytest.mark.slow
 def test_a_first_launch_that_failed_leaves_its_name_free(home):
-    with pytest.raises(UserError, match=r"a trial must fit the cluster, .*; "):
+    with pytest.raises(UserError, match=r"a trial must fit a node, .*; "):
         again(home, "s1", trials=1, cpus_per_trial=1000)
     assert "s1" not in {folder.name for folder in Home(home).studies()}
     assert again(home, "s1", trials=1).num_finished == 1

@@ -11,13 +11,13 @@ import pytest
 from made_runs import MadeStudy, copy_of_store, foreign_run
 from typer.testing import CliRunner
 
-from study import import_writer
+from study.asking.query import open_study
 from study.cli import app
 from study.errors import UserError
-from study.exchange import export_trials, import_experiment
-from study.query import open_study
+from study.exchanging import import_writer
+from study.exchanging.exchange import export_trials, import_experiment
+from study.recording.tracking import connect, metric_history
 from study.run import resume
-from study.tracking import connect, metric_history
 
 
 @pytest.fixture

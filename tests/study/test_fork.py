@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from study import launch, open_study, resume, run
 from study.cli import app
-from study.cluster import ray_session
 from study.errors import UserError
 from study.home import Home
 from study.life import fork
 from study.provenance import next_name, refuse_drift, session_tags
+from study.running.cluster import ray_session
 from study.spec import StudySpec
 from trainables.experiment import Experiment, Metric
 
@@ -68,7 +68,7 @@ def work(tmp_path, monkeypatch):
     return folder, module
 
 
-def begin(folder, spec, *_):
+def begin(folder, spec, *_, **__):
     """Get as far as a session's first trial."""
     spec.save(folder.spec_file)
     folder.optuna_file.touch()
@@ -80,11 +80,11 @@ def sessions(home, monkeypatch):
     """What sessions would have run, and from which folder."""
     seen = []
 
-    def look(folder, spec, *_):
+    def look(folder, spec, *_, **__):
         seen.append((Path.cwd(), spec))
         return begin(folder, spec)
 
-    monkeypatch.setattr(run, "_run", look)
+    monkeypatch.setattr(run, "run_session", look)
     return seen
 
 
@@ -221,12 +221,12 @@ def test_a_mistake_leaves_no_study(l1, options, message):
 
 
 def test_a_fork_that_fails_before_its_first_trial_leaves_its_name_free(l1, work, monkeypatch):
-    def fail(folder, spec, *_):
+    def fail(folder, spec, *_, **__):
         spec.save(folder.spec_file)
         raise UserError("a trial must fit the cluster")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="must fit"):
-        patch.setattr(run, "_run", fail)
+        patch.setattr(run, "run_session", fail)
         fork("l1", "l1-2", seed=6)
     assert [folder.name for folder in Home().studies()] == ["l1"]
     assert launch("cmsp_curriculum:tiny", name="l1-2").parents == ()
@@ -299,7 +299,7 @@ def test_mlflow_hears_of_the_parents_and_of_a_very_long_line_of_the_last():
 @pytest.mark.slow
 def test_a_fork_runs_and_tells_of_its_parent(home, monkeypatch):
     with monkeypatch.context() as patch:  # nobody asks what the parent found
-        patch.setattr(run, "_run", begin)
+        patch.setattr(run, "run_session", begin)
         parent = launch("cmsp_curriculum:tiny", name="l1", trials=1)
     with ray_session(None):
         assert fork("l1", "l1-2", seed=1, console=Console(quiet=True)).num_finished == 1

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from made_trials import candidate, record, trials_of
 
 from search_spaces.space import Constraint
+from study.asking.models import ModelSource
+from study.asking.trials import Trials, table_of
 from study.errors import UserError
-from study.front import Objective, make_front, models_of
-from study.models import ModelSource
-from study.trials import Trials, table_of
+from study.fronts.front import Objective, make_front, models_of
 
 LOSS, SIZE = Objective(metric="loss", goal="min"), Objective(metric="size", goal="min")
 SCORE = Objective(metric="score", goal="max")

@@ -45,7 +45,9 @@ def test_the_home_comes_from_the_environment_unless_it_is_given(tmp_path, monkey
 def test_only_one_process_holds_a_study_and_the_second_is_told_which(home):
     study = Home().study("s")
     with study.lease():
-        assert study.holder() == {"host": os.uname().nodename, "pid": os.getpid()}
+        assert study.holder() == {"host": os.uname().nodename, "pid": os.getpid(), "begun": False}
+        study.say_begun()
+        assert study.holder() == {"host": os.uname().nodename, "pid": os.getpid(), "begun": True}
         code = "from study.home import Home\nwith Home().study('s').lease(): pass"
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert f"is being run by process {os.getpid()}" in second.stderr

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from optuna._hypervolume import compute_hypervolume
 
-from study.hypervolume import hypervolume, hypervolume_over_time, reference_point
+from study.fronts.hypervolume import hypervolume, hypervolume_over_time, reference_point
 
 
 def random_sets(num):

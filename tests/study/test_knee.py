@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from study.knee import knee
-from study.pareto import non_dominated
-from study.seed_bands import bootstrap_means
+from study.fronts.knee import knee
+from study.fronts.pareto import non_dominated
+from study.fronts.seed_bands import bootstrap_means
 
 
 def random_costs(seed):
@@ -128,7 +128,7 @@ def test_a_seed_with_nan_or_infinity_spoils_its_own_config_only():
 def test_the_same_generator_gives_the_same_bands_however_many_are_drawn_at_once(monkeypatch):
     values = [np.random.default_rng(1).random((n, 2)) for n in (1, 2, 5)]
     found = bands(values, reference=[1.0, 1.0])
-    monkeypatch.setattr("study.seed_bands._DRAWS_AT_ONCE", 20)
+    monkeypatch.setattr("study.fronts.seed_bands._DRAWS_AT_ONCE", 20)
     for one, other in zip(found, bands(values, reference=[1.0, 1.0]), strict=True):
         assert np.array_equal(one, other, equal_nan=True)
 

@@ -10,9 +10,10 @@ import commands
 import pytest
 from rich.console import Console
 
-from study import lease, run
+from study import run
 from study.errors import UserError
-from study.lease import StorageLease, Tenant
+from study.running import lease
+from study.running.lease import StorageLease, Tenant
 from trainables.storage import Folder
 
 ELSEWHERE = Tenant("elsewhere", 12, "/home/other")
@@ -169,12 +170,12 @@ def session(home, monkeypatch):
     """A study whose sessions look at the storage, and end."""
     seen = []
 
-    def look(folder, spec, *_):
+    def look(folder, spec, *_, **__):
         seen.append(Folder(spec.storage).child(spec.name).names())
         if len(seen) > 1:
             raise UserError("it ends badly")
 
-    monkeypatch.setattr(run, "_run", look)
+    monkeypatch.setattr(run, "run_session", look)
     return seen
 
 
@@ -194,11 +195,11 @@ def test_a_launch_is_refused_while_another_host_runs_the_study(home, session):
 
 
 def test_a_run_that_lost_its_lease_is_asked_to_stop(home, quick, monkeypatch):
-    def look(folder, spec, *_):
+    def look(folder, spec, *_, **__):
         write(Folder(spec.storage).child("s"), ELSEWHERE)
         commands.wait_until(folder.is_asked_to_stop, "the stop", 10)
 
-    monkeypatch.setattr(run, "_run", look)
+    monkeypatch.setattr(run, "run_session", look)
     told = io.StringIO()
     run.launch("cmsp_curriculum:tiny", name="s", console=Console(file=told, width=200))
     assert "stopping: s is being run by process 12 on elsewhere (from /home/other), too" in told.getvalue()

@@ -9,7 +9,7 @@ from test_spec import spec
 from study.errors import UserError
 from study.home import Home
 from study.life import check_extension, stop
-from study.tuner_hooks import StopWhenAsked
+from study.running.tuner_hooks import StopWhenAsked
 
 RUNNER = """
 import sys, time

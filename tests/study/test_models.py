@@ -8,14 +8,14 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from study.choosing import choose_model, take_out
+from study.asking.choosing import choose_model, take_out
+from study.asking.query import open_study
+from study.asking.registration import register_model
 from study.cli import main
 from study.errors import UserError
-from study.outbox import Outbox
-from study.query import open_study
-from study.registration import register_model
-from study.retention import DROPPED, MODEL_TAG, REGISTERED_TAG
-from study.tracking_writer import StudyWriter
+from study.keeping.retention import DROPPED, MODEL_TAG, REGISTERED_TAG
+from study.recording.outbox import Outbox
+from study.recording.tracking_writer import StudyWriter
 from trainables.attempt import Attempt
 from trainables.passport import read_passport, sealed
 from trainables.protocol import Assignment

@@ -1,6 +1,6 @@
 import pytest
 
-from study.outbox import Outbox
+from study.recording.outbox import Outbox
 
 
 @pytest.fixture

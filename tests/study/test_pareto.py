@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from study.domination import dominated_by, within
-from study.pareto import first_not_worse, non_dominated
+from study.fronts.domination import dominated_by, within
+from study.fronts.pareto import first_not_worse, non_dominated
 
 ODD = [0.0, -0.0, 1.0, 2.0, 3.0, -1.0, np.inf, -np.inf, np.nan]
 
@@ -91,7 +91,7 @@ def test_a_cost_matrix_must_have_rows_and_objectives(shape):
 def test_asking_for_a_front_loads_numpy_and_no_other_library():
     code = (
         "import sys, numpy; numpy.random; before = set(sys.modules)\n"
-        "import study.domination, study.hypervolume, study.knee, study.seed_bands\n"
+        "import study.fronts.domination, study.fronts.hypervolume, study.fronts.knee, study.fronts.seed_bands\n"
         "print(sorted({name.split('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

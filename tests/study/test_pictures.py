@@ -6,11 +6,11 @@ import pytest
 from made_study import COST, LOSS, SIZE, drawing, line, study_of
 from made_trials import record, trials_of
 
+from study.asking.query import Studies
 from study.errors import UserError
-from study.front import Objective
-from study.front_colors import colors_of
-from study.pictures import front_picture, plot_front
-from study.query import Studies
+from study.fronts.front import Objective
+from study.reporting.front_colors import colors_of
+from study.reporting.pictures import front_picture, plot_front
 
 BULGE = [record(0, {"loss": 0.0, "size": 10.0}), record(1, {"loss": 1.0, "size": 1.0}), record(2, {"loss": 10.0, "size": 0.0})]
 

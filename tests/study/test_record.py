@@ -7,12 +7,14 @@ import sqlite3
 import optuna
 import pytest
 import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.storages._cached_storage import _CachedStorage
 from test_spec import spec
 
 from search_spaces import cmsp_curriculum
 from study.home import Home
-from study.record import TrialRecord
-from study.trial_storage import TrialStorage
+from study.running.record import TrialRecord
+from study.running.trial_storage import TrialStorage
 from trainables.protocol import Failure
 
 METRICS = {"samples_to_convergence": 100.0, "parameters": 5.0, "fraction_converged": 1.0}
@@ -195,6 +197,7 @@ def test_trials_are_read_as_optuna_itself_reads_them(open_record):
     record.finish(0, METRICS)
     url = f"sqlite:///{Home().study('s').optuna_file}"
     ours, theirs = TrialStorage(url), optuna.storages.RDBStorage(url)
+    optuna.create_study(storage=theirs, study_name="another study of that database").ask()
     found = ours.get_all_trials(1)
     assert found == theirs.get_all_trials(1)
     assert [list(trial.params) for trial in found] == [list(trial.params) for trial in theirs.get_all_trials(1)]
@@ -203,3 +206,17 @@ def test_trials_are_read_as_optuna_itself_reads_them(open_record):
     assert ours.get_all_trials(1, states=finished) == [found[0], found[2]]
     for storage in (ours, theirs):
         storage.engine.dispose()
+
+
+def test_a_record_that_fails_while_a_trial_is_drawn_fails_the_session_and_no_trial(open_record, monkeypatch):
+    record = open_record()
+
+    def fail(*_):
+        raise StorageInternalError("no answer") from sqlalchemy.exc.OperationalError("INSERT", {}, OSError("gone"))
+
+    with monkeypatch.context() as patch, pytest.raises(StorageInternalError):
+        patch.setattr(_CachedStorage, "set_trial_param", fail)
+        record.draw()
+    again = open_record()
+    assert (again.num_failed, again.unfinished) == (0, [0])
+    assert again.draw_again(0).failure is None

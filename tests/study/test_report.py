@@ -4,12 +4,12 @@ import commands
 import pytest
 from typer.testing import CliRunner
 
+from study.asking.trials import TrialRow
 from study.cli import app
-from study.front import Front, Objective
-from study.outbox import Outbox
-from study.report import front_table
-from study.tracking_writer import StudyWriter
-from study.trials import TrialRow
+from study.fronts.front import Front, Objective
+from study.recording.outbox import Outbox
+from study.recording.tracking_writer import StudyWriter
+from study.reporting.report import front_table
 
 
 def row(number, **params):

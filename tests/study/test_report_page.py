@@ -12,11 +12,11 @@ import pytest
 from made_study import COST, LOSS, SIZE, line, study_of
 from made_trials import candidate, record, trials_of
 
+from study.asking.query import Studies
 from study.errors import UserError
-from study.figures_importance import importances
-from study.figures_parameters import value_axis
-from study.query import Studies
-from study.report_page import make_report, report_text
+from study.reporting.figures_importance import importances
+from study.reporting.figures_parameters import value_axis
+from study.reporting.report_page import make_report, report_text
 
 ODD = '<script>alert("x")</script>&amp;'
 RANGES = {"rate": "0.001 .. 1 (log)", "way": "lasso | none", "strength": "0 .. 1"}

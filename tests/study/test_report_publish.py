@@ -6,12 +6,12 @@ import mlflow
 import pytest
 from typer.testing import CliRunner
 
+from study.asking.query import open_study
 from study.cli import app
-from study.outbox import Outbox
-from study.query import open_study
-from study.report_page import make_report
-from study.report_publish import publish_report
-from study.tracking_writer import StudyWriter
+from study.recording.outbox import Outbox
+from study.recording.tracking_writer import StudyWriter
+from study.reporting.report_page import make_report
+from study.reporting.report_publish import publish_report
 from trainables.storage import Folder
 
 

@@ -18,14 +18,15 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from retention_desk import Desk
 
 from search_spaces.space import Constraint
-from study import artifacts, disk, settling, tracking_writer
+from study.asking.registration import register_model
+from study.asking.trials import TrialRow
 from study.errors import UserError
-from study.outbox import Outbox
-from study.pareto import non_dominated
-from study.registration import register_model
-from study.retention import DROPPED, MODEL_TAG, REGISTERED_TAG, Model, Rule, Stock, refuse_dropped
-from study.run import settle_ended
-from study.trials import TrialRow
+from study.fronts.pareto import non_dominated
+from study.keeping import artifacts, disk, settling
+from study.keeping.retention import DROPPED, MODEL_TAG, REGISTERED_TAG, Model, Rule, Stock, refuse_dropped
+from study.recording import tracking_writer
+from study.recording.outbox import Outbox
+from study.running.session import settle_ended
 from trainables.model_files import load_model
 
 FRONT = Rule(objectives={"loss": "min", "size": "min"}, keep="front", floor_bytes=1000, band=0.0)
@@ -148,7 +149,7 @@ def desks(tmp_path, store):
 @pytest.fixture
 def floor(monkeypatch):
     """A floor of 5 kB for studies of models of a kilobyte."""
-    monkeypatch.setattr("study.retention.Rule.of", classmethod(lambda cls, spec: small_rule(spec)))
+    monkeypatch.setattr("study.keeping.retention.Rule.of", classmethod(lambda cls, spec: small_rule(spec)))
 
 
 def small_rule(spec):
@@ -449,7 +450,7 @@ def test_kills_at_any_instant_of_many_clean_ups_remove_nothing_that_is_on_the_fr
         values = dice.random(), 10 * dice.random()
         desk.end(*values, kilobytes=900, candidates=[values] * dice.randrange(2))
     while desk.outbox.num_pending():
-        command = [sys.executable, "-P", "-m", "study.writer", str(desk.folder.path), "1"]
+        command = [sys.executable, "-P", "-m", "study.recording.writer", str(desk.folder.path), "1"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
             assert b"ready" in writer.stdout.readline()
             deadline = time.monotonic() + dice.uniform(0.2, 1.5)

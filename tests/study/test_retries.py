@@ -12,8 +12,8 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from study.retries import Losses, LostActorError, loss_of
-from study.tuner_hooks import every_loss_is_heard
+from study.running.retries import Losses, LostActorError, loss_of
+from study.running.tuner_hooks import every_loss_is_heard
 from trainables.failures import SupersededError
 from trainables.ray_trainable import ExperimentTrainable, LostWorkerError
 from trainables.storage import StorageError

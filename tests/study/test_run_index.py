@@ -15,14 +15,14 @@ import pyarrow.parquet
 import pytest
 from made_runs import MadeStudy, copy_of_store, foreign_run, now_ms
 
-from study import run_index
+from study.asking import run_index
+from study.asking.index_files import Index, IndexFiles, Origin
+from study.asking.query import open_study, read
+from study.asking.run_index import read_index
+from study.asking.trials import table_of
 from study.errors import UserError
 from study.home import Home
-from study.index_files import Index, IndexFiles, Origin
-from study.query import open_study, read
-from study.run_index import read_index
-from study.tracking import STATE_TAG, NoAnswerError, connect
-from study.trials import table_of
+from study.recording.tracking import STATE_TAG, NoAnswerError, connect
 
 
 @pytest.fixture
@@ -449,7 +449,7 @@ def test_a_database_that_has_not_changed_is_answered_without_importing_mlflow(lo
     lone_reader.read()
     code = (
         "import sys\n"
-        "from study.query import open_study\n"
+        "from study.asking.query import open_study\n"
         f"study = open_study('s', tracking_uri={uri!r}, home={str(home)!r})\n"
         "print([row.number for row in study.front().rows], 'mlflow' in sys.modules)\n"
     )

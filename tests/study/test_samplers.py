@@ -3,7 +3,7 @@ import pytest
 
 from study.errors import UserError
 from study.probe import Parameter
-from study.samplers import SAMPLERS, check_sampler, make_sampler
+from study.running.samplers import SAMPLERS, check_sampler, make_sampler
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 ALWAYS = Parameter(name="width", values="1 .. 9", conditional=False)

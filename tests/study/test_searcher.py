@@ -8,9 +8,9 @@ from test_spec import spec
 
 from search_spaces import cmsp_curriculum
 from study.home import Home
-from study.outbox import Outbox
-from study.record import TrialRecord
-from study.searcher import StudySearcher
+from study.recording.outbox import Outbox
+from study.running.record import TrialRecord
+from study.running.searcher import StudySearcher
 from trainables.protocol import Failure, Measurement, Report
 
 

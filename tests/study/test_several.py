@@ -7,13 +7,13 @@ from made_runs import MadeStudy, copy_of_store, foreign_run
 from made_trials import record, trials_of
 
 from study import open_studies
+from study.asking.query import Study
 from study.cli import main
 from study.errors import UserError
-from study.front import Objective, make_front
+from study.fronts.front import Objective, make_front
+from study.fronts.seeds import front_over_seeds
 from study.home import Home
-from study.query import Study
-from study.seeds import front_over_seeds
-from study.tracking import STUDY_TAG, connect
+from study.recording.tracking import STUDY_TAG, connect
 
 
 @pytest.fixture(scope="module")

@@ -27,17 +27,19 @@ from ray.exceptions import NodeDiedError, WorkerCrashedError
 from survival_model import Died, Doom, Store, growing
 from test_spec import spec
 
-import study.samplers
+import study.running.samplers
 from search_spaces.space import Constraint
-from study import outbox, record, searcher, settling, tracking, tracking_writer
 from study.home import Home
-from study.outbox import Outbox
-from study.record import TrialRecord
-from study.retention import DROPPED, MODEL_TAG, Rule
-from study.run import settle_ended
-from study.searcher import StudySearcher
-from study.tracking import PREFIX
-from study.tracking_writer import StudyWriter
+from study.keeping import settling
+from study.keeping.retention import DROPPED, MODEL_TAG, Rule
+from study.recording import outbox, tracking, tracking_writer
+from study.recording.outbox import Outbox
+from study.recording.tracking import PREFIX
+from study.recording.tracking_writer import StudyWriter
+from study.running import record, searcher
+from study.running.record import TrialRecord
+from study.running.searcher import StudySearcher
+from study.running.session import settle_ended
 from trainables import attempt, storage
 from trainables.attempt import Attempt
 from trainables.failures import SupersededError
@@ -47,7 +49,7 @@ NUM_TRIALS = 6
 CASES = [(sampler, lookahead) for sampler in ("tpe", "nsga2", "random") for lookahead in (None, 2, 3)]
 SOME_CASES = [("tpe", None), ("tpe", 2), ("nsga2", None), ("nsga2", 3), ("random", 2)]
 DRIVER, WORKER, WRITER = Doom(), Doom(), Doom()
-TPE, NSGA2 = optuna.samplers.TPESampler, study.samplers._SortedParents
+TPE, NSGA2 = optuna.samplers.TPESampler, study.running.samplers._SortedParents
 RECORD_WRITES = (
     "_create_new_trial", "set_trial_param", "set_trial_user_attr", "set_trial_system_attr", "set_study_system_attr",
     "set_trial_state_values",
@@ -88,7 +90,7 @@ def world_of_deaths():
         patch.setattr(outbox.Outbox, "mark_delivered", WRITER.before(Outbox.mark_delivered, "mark_delivered"))
         patch.setattr(outbox.Outbox, "remember_run", WRITER.before(Outbox.remember_run, "remember_run"))
         patch.setattr(optuna.samplers, "TPESampler", functools.partial(TPE, n_startup_trials=2, n_ei_candidates=4))
-        patch.setattr(study.samplers, "_SortedParents", functools.partial(NSGA2, population_size=2))
+        patch.setattr(study.running.samplers, "_SortedParents", functools.partial(NSGA2, population_size=2))
         patch.setattr(rdb._VersionManager, "check_table_schema_compatibility", lambda _: None)  # most of an opening's time
         patch.setattr(storage.os, "fsync", lambda _: None)
         patch.setattr(attempt, "MAX_CHECKPOINT_SHARE", float("inf"))
@@ -556,13 +558,13 @@ def draw_all(sampler, cut_trial=None, num_writes=0):
     for name in ("set_trial_param", "set_trial_system_attr", "set_study_system_attr"):
         setattr(memory, name, doom.before(getattr(memory, name), name))
     for number in range(6):
-        drawn_by.sampler = study.samplers.make_sampler(sampler, 1, number)
+        drawn_by.sampler = study.running.samplers.make_sampler(sampler, 1, number)
         trial = drawn_by.ask()
         doom.coming = [num_writes] if number == cut_trial else []
         try:
             values = [trial.suggest_float(name, 0, 1) for name in "abc"]
         except Died:
-            drawn_by.sampler = study.samplers.make_sampler(sampler, 1, number)
+            drawn_by.sampler = study.running.samplers.make_sampler(sampler, 1, number)
             trial = optuna.Trial(drawn_by, trial._trial_id)
             values = [trial.suggest_float(name, 0, 1) for name in "abc"]
         doom.coming = []
@@ -581,7 +583,7 @@ def draw_all(sampler, cut_trial=None, num_writes=0):
     ],
 )
 def test_a_draw_that_is_cut_short_at_any_write_comes_out_as_it_would_have(sampler, monkeypatch):
-    monkeypatch.setattr(study.samplers, "_SortedParents", functools.partial(NSGA2, population_size=4))
+    monkeypatch.setattr(study.running.samplers, "_SortedParents", functools.partial(NSGA2, population_size=4))
     undisturbed_draws = draw_all(sampler)
     for cut_trial in (1, 4):  # nsga2's fifth trial opens a generation
         for num_writes in range(4):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from study.tell_order import TellOrder
+from study.running.tell_order import TellOrder
 
 FIXED = {
     2: ["draw 0", "draw 1", "tell 0", "draw 2", "tell 1", "draw 3", "tell 2", "draw 4", "tell 3", "tell 4"],

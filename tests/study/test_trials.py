@@ -10,8 +10,8 @@ import pyarrow.parquet
 import pytest
 from made_trials import candidate, record, trials_of
 
-from study.front import models_of
-from study.trials import Failure, TrialRow, Trials, join_tables, table_of
+from study.asking.trials import Failure, TrialRow, Trials, join_tables, table_of
+from study.fronts.front import models_of
 
 BUG = {"cause": "bug", "error": "boom", "traceback": "line 1\nline 2"}
 MIXED = (

@@ -2,6 +2,7 @@
 
 import math
 import operator
+import time
 
 import numpy as np
 import pytest
@@ -10,12 +11,12 @@ from hypothesis import strategies as st
 from made_runs import MadeStudy, foreign_run
 from made_trials import candidate, record, trials_of
 
+from study.asking.query import open_study
+from study.asking.several import open_studies
+from study.asking.where import _pattern, read_where
 from study.errors import UserError
-from study.front import models_of
-from study.query import open_study
-from study.several import open_studies
-from study.tracking import connect
-from study.where import read_where
+from study.fronts.front import models_of
+from study.recording.tracking import connect
 
 MODELS = trials_of(
     record(0, {"loss": 1.0, "other": 2.0, "loss/a-b": 5.0}, params={"width": 32, "way": "lasso", "share": 0.5, "deep": True}),
@@ -269,3 +270,27 @@ def test_the_parameters_of_somebody_elses_runs_are_compared_as_they_are_written_
         ("params.rate IN ('0.10')", 1), ("params.rate IN ('0.10', '2', '3')", 2), ("params.rate NOT IN ('0.10', '2')", 2),
     ):  # fmt: skip
         assert read_where(text)(trials).sum() == count
+
+
+def test_a_pattern_of_many_parts_takes_no_longer_on_a_text_that_almost_fits():
+    pattern = _pattern("%a" * 30 + "%b", ignores_case=False)
+    started = time.monotonic()
+    assert not pattern.fullmatch("a" * 5000)
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fits", "differs"),
+    [
+        ("a%b%c", ["abc", "aXbYc", "abcbc", "a\nb\nc"], ["ab", "abcd", "bac"]),
+        ("%ab%ab", ["abab", "xabyab"], ["ab", "abba"]),
+        ("a_c%", ["abc", "abcd"], ["ac", "bbc"]),
+        ("%", ["", "x"], []),
+        ("plain", ["plain"], ["plain2"]),
+        ("%a.c%", ["xa.cx"], ["abc"]),
+    ],
+)
+def test_a_pattern_means_what_it_means_in_sql(pattern, fits, differs):
+    compiled = _pattern(pattern, ignores_case=False)
+    assert all(compiled.fullmatch(text) for text in fits)
+    assert not any(compiled.fullmatch(text) for text in differs)

@@ -237,7 +237,7 @@ def test_a_study_takes_a_lost_rank_or_device_for_a_lost_worker_and_tries_again(e
     from ray import cloudpickle
     from ray.exceptions import RayTaskError
 
-    from study.retries import loss_of
+    from study.running.retries import loss_of
     from trainables.ray_trainable import ExperimentTrainable, LostWorkerError
 
     class Breaks:

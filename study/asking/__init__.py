@@ -1,0 +1,1 @@
+"""Ask MLflow for studies, trials and models."""

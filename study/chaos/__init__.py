@@ -1,0 +1,1 @@
+"""Kill a small study, and see that nothing is lost."""

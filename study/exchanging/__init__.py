@@ -1,0 +1,1 @@
+"""Trials out of a study as a file, and into one from elsewhere."""

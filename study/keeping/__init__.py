@@ -1,0 +1,1 @@
+"""What stays of a study, and what goes."""

@@ -1,0 +1,1 @@
+"""Carry what happened to MLflow, each event once."""

@@ -1,0 +1,272 @@
+"""Optuna behind Ray Tune's Searcher: hands trials out, hears their reports, keeps the record.
+
+Tune is the executor and holds no truth: every start is a fresh Tuner whose searcher first hands out the trials that an
+earlier session left unfinished, then draws new ones until the budget is drawn.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from ray.tune.search import Searcher
+
+from search_spaces.space import Constraint, choose_representative
+from study.errors import UserError
+from study.recording.outbox import Outbox
+from study.running.record import Draw, TrialRecord
+from study.running.retries import EqualBugs, Losses, loss_of
+from study.running.tell_order import TellOrder
+from study.spec import StudySpec
+from trainables.failpoints import failpoint
+from trainables.protocol import Assignment, Failure, Measurement, Offer, Report
+
+
+class Watcher(Protocol):
+    """Somebody who looks on: the live view."""
+
+    def trial_started(self, draw: Draw) -> None: ...
+    def trial_measured(self, number: int, progress: float) -> None: ...
+    def trial_finished(self, draw: Draw, metrics: Mapping[str, float], candidate: int | None) -> None: ...
+    def trial_failed(self, draw: Draw, failure: Failure) -> None: ...
+    def trial_lost(self, draw: Draw, failure: Failure) -> None: ...
+
+
+@dataclass
+class _Live:
+    """A trial that a worker has, or is to have."""
+
+    draw: Draw
+    last_step: int = 0
+    last_metrics: dict[str, float] = field(default_factory=dict)
+    candidates: dict[int, dict[str, float]] = field(default_factory=dict)
+    worker_tags: dict[str, str] = field(default_factory=dict)
+
+
+class StudySearcher(Searcher):
+    """Draws, hands out, records.
+
+    Args:
+        max_concurrent: trials that may be out at once; asked at every draw, since a cluster may grow.
+
+    Attributes:
+        interrupted: set it to end the session; what is out is left unfinished.
+        error: what broke the record or the outbox, if anything; the session ended for it.
+    """
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        record: TrialRecord,
+        outbox: Outbox,
+        watcher: Watcher,
+        *,
+        max_concurrent: Callable[[], int],
+    ) -> None:
+        super().__init__()
+        self._spec = spec
+        self._record = record
+        self._outbox = outbox
+        self._watcher = watcher
+        self._max_concurrent = max_concurrent
+        self._waiting = deque(record.unfinished)
+        self._live: dict[str, _Live] = {}
+        self._losses, self._bugs = Losses(), EqualBugs(spec.name)
+        num_told = record.num_finished + record.num_failed
+        self._order = TellOrder(spec.lookahead, num_drawn=len(record), num_told=num_told, num_trials=spec.num_trials)
+        self.interrupted = False
+        self.error: Exception | None = None
+
+    def suggest(self, trial_id: str) -> Any:
+        """Give Tune the next trial, nothing for now (None), or nothing for ever (FINISHED)."""
+        nothing_left = not self._waiting and len(self._record) >= self._spec.num_trials
+        if self.interrupted or (nothing_left and not self._live):
+            return Searcher.FINISHED
+        if nothing_left or len(self._live) >= self._max_concurrent() or not (self._waiting or self._order.may_draw()):
+            return None
+        with self._ours():
+            return self._hand_out(trial_id)
+        return Searcher.FINISHED
+
+    def _hand_out(self, trial_id: str) -> dict[str, Any] | None:
+        if self._waiting:
+            draw = self._record.draw_again(self._waiting.popleft())
+        else:
+            draw = self._record.draw()
+            self._order.drawn()
+        failpoint("trial committed")
+        self._live[trial_id] = _Live(draw)
+        self._outbox.put(
+            "trial_start",
+            f"trial/{draw.number}/start/{draw.attempt}",
+            {"params": draw.params, "attempt": draw.attempt, "tags": self._start_tags(draw)},
+            trial=draw.number,
+        )
+        failpoint("trial noted")
+        self._watcher.trial_started(draw)
+        if draw.failure is not None:
+            self._fail(trial_id, draw.failure)
+            return None
+        return {"assignment": self._assignment(draw).to_json()}
+
+    @contextmanager
+    def _ours(self) -> Iterator[None]:
+        """Inside, an error is ours and ends the session; Tune would call it a trial's and go on."""
+        try:
+            yield
+        except Exception as error:
+            self.error, self.interrupted = error, True
+
+    def _start_tags(self, draw: Draw) -> dict[str, Any]:
+        versions = {f"version.{package}": version for package, version in self._spec.versions.items()}
+        return versions | {
+            "attempts": str(draw.attempt),
+            "params": draw.params,
+            "config": draw.config,
+            "experiment": self._spec.description.experiment,
+            "spec_hash": self._spec.hash,
+            "commit": self._spec.commit or "none",
+            "seed": str(self._spec.seed),
+        }
+
+    def _assignment(self, draw: Draw) -> Assignment:
+        return Assignment(
+            experiment=self._spec.description.experiment,
+            config=draw.config,
+            trial=draw.number,
+            attempt=draw.attempt,
+            study_folder=self._spec.study_folder.address,
+            folder=self._spec.trial_folder(draw.number).address,
+            num_cpus=self._spec.num_cpus,
+            num_gpus=self._spec.num_gpus,
+            import_paths=self._spec.import_paths,
+        )
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Hear a report that is not the last one."""
+        self._hear(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Hear the last report of an attempt. Of an error, `LossCallback` tells more than Tune tells us here."""
+        self._hear(trial_id, result or {})
+
+    def _hear(self, trial_id: str, result: dict[str, Any]) -> None:
+        if "report" in result and trial_id in self._live and self.error is None:
+            with self._ours():
+                self._note(trial_id, Report.from_json(result["report"]))
+
+    def _note(self, trial_id: str, report: Report) -> None:
+        live = self._live[trial_id]
+        number = live.draw.number
+        if report.attempt != live.draw.attempt:  # of a worker that was given up and lives
+            return
+        for measurement in report.measurements:
+            self._note_measurement(live, measurement, report)
+            for offer in measurement.candidates:
+                self._note_candidate(live, measurement.step, offer)
+            self._watcher.trial_measured(number, measurement.progress)
+        live.worker_tags = {"hostname": report.host, "pid": str(report.pid)}
+        if report.failure is not None:
+            self._fail(trial_id, report.failure)
+        elif report.finished:
+            self._finish(trial_id)
+
+    def _note_measurement(self, live: _Live, measurement: Measurement, report: Report) -> None:
+        number, step = live.draw.number, measurement.step
+        data = {"step": step, "metrics": measurement.metrics, "progress": measurement.progress}
+        is_new = self._outbox.put("measurement", f"trial/{number}/step/{step}", data, trial=number)
+        if not is_new and step > report.resumed_step:
+            key = f"trial/{number}/repeat/{live.draw.attempt}/{step}"
+            self._outbox.put("repeat", key, {"seconds": report.seconds}, trial=number)
+        live.last_step, live.last_metrics = step, measurement.metrics
+
+    def _note_candidate(self, live: _Live, step: int, offer: Offer) -> None:
+        number, candidate = live.draw.number, offer["number"]
+        live.candidates[candidate] = offer["metrics"]
+        model = self._spec.trial_folder(number).child(offer["folder"]).address
+        data = {"step": step, "params": live.draw.params, "model": model, "number": candidate, "metrics": offer["metrics"]}
+        self._outbox.put("candidate", f"trial/{number}/candidate/{candidate}", data, trial=number)
+
+    def _finish(self, trial_id: str) -> None:
+        """Outbox first, record second: a crash between the two hands the trial out again, already finished."""
+        live = self._live.pop(trial_id)
+        folder = self._spec.trial_folder(live.draw.number)
+        results = {"model": folder.child("model").address, "charts": folder.child("charts").address}
+        self._end(live.draw, {"state": "finished", "tags": live.worker_tags} | results)
+        candidate = self._representative(live)
+        metrics = live.last_metrics if candidate is None else live.candidates[candidate]
+        failpoint("end noted")
+        self._tell(live.draw.number, partial(self._record.finish, live.draw.number, metrics, candidate))
+        self._watcher.trial_finished(live.draw, metrics, candidate)
+
+    def _tell(self, number: int, told: Callable[[], None]) -> None:
+        """Tell the record now or when its turn comes; from then on nobody needs the trial's files any more."""
+
+        def tell() -> None:
+            told()
+            failpoint("trial told")
+            self._outbox.settle({number: self._spec.trial_folder(number).address})
+
+        self._order.end(number, tell)
+
+    def _representative(self, live: _Live) -> int | None:
+        """The candidate that stands for its trial; None where the trial has none and stands for itself."""
+        if not live.candidates:
+            return None
+        description = self._spec.description
+        metric, goal = next(iter((description.representative or description.objectives).items()))
+        constraints = [Constraint.parse(text) for text in description.constraints]
+        return choose_representative(live.candidates, constraints, metric, goal)
+
+    def _fail(self, trial_id: str, failure: Failure) -> None:
+        live = self._live.pop(trial_id)
+        why = {"failure.cause": failure.cause, "failure.error": failure.error, "failure.traceback": failure.traceback}
+        self._end(live.draw, {"state": "failed", "tags": live.worker_tags | why, "model": None, "charts": None})
+        failpoint("end noted")
+        self._tell(live.draw.number, partial(self._record.fail, live.draw.number, failure))
+        self._watcher.trial_failed(live.draw, failure)
+        if failure.cause == "bug" and not self._record.num_finished:
+            self._bugs.add(failure)
+
+    def _end(self, draw: Draw, data: dict[str, Any]) -> None:
+        steps, seconds = self._outbox.repeats(draw.number)
+        data["tags"] |= {"repeated_steps": str(steps), "repeated_seconds": f"{seconds:.3f}"} if steps else {}
+        self._outbox.put("trial_end", f"trial/{draw.number}/end/{draw.attempt}", data, trial=draw.number)
+
+    def lost(self, trial_id: str, error: Exception) -> None:
+        """An attempt broke down: hand the trial out again, unless it breaks down ever again without getting on."""
+        if trial_id in self._live:
+            with self._ours():
+                self._lose(trial_id, error)
+
+    def _lose(self, trial_id: str, error: Exception) -> None:
+        live = self._live[trial_id]
+        number = live.draw.number
+        failure = loss_of(error)
+        if self._losses.is_last(number, failure.cause, live.last_step):
+            if failure.cause == "storage":
+                raise UserError(failure.error.partition(": ")[2] or failure.error)
+            self._fail(trial_id, failure)
+            return
+        del self._live[trial_id]
+        self._waiting.append(number)
+        data = {"tags": live.worker_tags | {"last_loss": f"{failure.cause}: {failure.error}"}}
+        self._outbox.put("trial_interrupted", f"trial/{number}/interrupted/{live.draw.attempt}", data, trial=number)
+        self._watcher.trial_lost(live.draw, failure)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Trials that are out, wait to go out again, or whose end waits for that of an earlier one."""
+        return len(self._live) + len(self._waiting) + self._order.num_waiting
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher into snapshots that nobody here reads: the record is on disk already."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: a resume starts a fresh Tuner."""

@@ -1,0 +1,203 @@
+"""One session of a study: from a Ray that is raised or joined to the last event that MLflow takes."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from search_spaces.space import StudySpace
+from study.home import StudyFolder
+from study.provenance import session_tags
+from study.recording.delivery import Delivery
+from study.recording.outbox import Outbox
+from study.running.cluster import ray_session
+from study.running.placement import concurrency, nodes_now, place
+from study.running.storage_probe import check_nodes_see_storage
+from study.spec import StudySpec
+
+if TYPE_CHECKING:
+    from study.running.placement import Placement
+    from study.running.record import TrialRecord
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How a session ended.
+
+    Attributes:
+        num_finished, num_failed: trials of the whole study, earlier sessions included.
+        num_unfinished: trials that were started and wait to go on.
+        interrupted: somebody stopped it.
+        time_is_up: the time budget stopped it.
+    """
+
+    name: str
+    num_trials: int
+    num_finished: int
+    num_failed: int
+    num_unfinished: int
+    interrupted: bool
+    time_is_up: bool
+
+    @property
+    def is_complete(self) -> bool:
+        """The budget is spent."""
+        return not self.interrupted and not self.time_is_up
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 1 with failed trials, 130 interrupted."""
+        if self.interrupted:
+            return 130
+        return 1 if self.num_failed else 0
+
+
+def run_session(
+    folder: StudyFolder,
+    spec: StudySpec,
+    space: StudySpace,
+    *,
+    address: str | None,
+    max_concurrent: int | None,
+    time_budget_s: float | None,
+    console: Console,
+) -> Outcome:
+    """Run a study until its budget is spent, its time is up or somebody stops it. Arguments as in `study.run.launch`.
+
+    Args:
+        folder: of the study; the caller holds its leases.
+
+    Raises:
+        UserError: if Ray, MLflow, the storage or the record cannot be had.
+    """
+    with ExitStack() as stack:
+        spec.save(folder.spec_file)
+        outbox = stack.enter_context(contextlib.closing(Outbox(folder.outbox_file)))
+        session = outbox.start_session(session_tags(spec))
+        delivery = stack.enter_context(Delivery(folder, outbox, session, console))
+        with console.status("starting Ray and MLflow") if console.is_terminal else contextlib.nullcontext():
+            from study.running.record import TrialRecord  # Optuna, while the writer imports MLflow
+            from study.running.record_place import RecordPlace
+
+            stack.enter_context(RecordPlace.of(spec, folder).errors())
+            record = TrialRecord(folder, spec, space) if folder.exists() else None
+            if record is None or not record.is_spent:
+                stack.enter_context(ray_session(address))
+                placement, allowed = _find_room(spec, max_concurrent, console, is_embedded=address is None)
+            delivery.require_ready()
+            if record is None:  # when everything else stands: a first launch that fails leaves its name free
+                record = TrialRecord(folder, spec, space)
+            settle_ended(spec, record, outbox)
+        folder.say_begun()
+        if record.is_spent:  # MLflow hears what it has not, and that is all
+            outcome = _outcome(spec, record)
+        else:
+            room = placement, allowed
+            outcome = _tune(folder, spec, record, outbox, room, time_budget_s, console, is_embedded=address is None)
+        delivery.final_status = "FINISHED" if outcome.is_complete else "KILLED"
+    return outcome
+
+
+def _find_room(
+    spec: StudySpec, max_concurrent: int | None, console: Console, *, is_embedded: bool
+) -> "tuple[Placement, Callable[[], int]]":
+    """What a trial asks of Ray, and how many may be out at once."""
+    nodes = nodes_now(gpu_memory=spec.gpu_memory_gib > 0)
+    placement = place(spec, nodes)
+    allowed = concurrency(placement, max_concurrent, may_wait=not is_embedded)
+    is_demand = max_concurrent is not None and not is_embedded
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max_concurrent) if is_demand else "auto"
+    if placement.num_slots(nodes) < 1:
+        notify(console, f"no node has room for a trial now ({placement}); trials wait for the cluster to grow")
+    if not is_embedded:
+        check_nodes_see_storage(spec, nodes, placement)
+    return placement, allowed
+
+
+def settle_ended(spec: StudySpec, record: "TrialRecord", outbox: Outbox) -> None:
+    """Note what a session before this one could not: it died between the record and the outbox, or knew nothing of it."""
+    settled = outbox.settled()
+    if missing := [number for number in record.ended if number not in settled]:
+        outbox.settle({number: spec.trial_folder(number).address for number in missing})
+
+
+def _tune(
+    folder: StudyFolder,
+    spec: StudySpec,
+    record: "TrialRecord",
+    outbox: Outbox,
+    room: "tuple[Placement, Callable[[], int]]",
+    time_budget_s: float | None,
+    console: Console,
+    *,
+    is_embedded: bool,
+) -> Outcome:
+    """Run a fresh Tuner until the searcher has nothing left to hand out."""
+    from ray import tune
+
+    from study.running.board import Board
+    from study.running.ray_watch import ray_watch
+    from study.running.searcher import StudySearcher
+    from study.running.tuner_hooks import (
+        LossCallback,
+        StopWhenAsked,
+        every_loss_is_heard,
+        graceful_interrupt,
+        what_the_searcher_knows_first,
+    )
+    from trainables.ray_trainable import ExperimentTrainable
+
+    placement, allowed = room
+    with Board(spec, record.past, record.num_failed, console) as board, tempfile.TemporaryDirectory() as scratch:
+        searcher = StudySearcher(spec, record, outbox, board, max_concurrent=allowed)
+        stopper = StopWhenAsked(searcher, time_budget_s, folder.is_asked_to_stop)
+        with (
+            graceful_interrupt(searcher, console),
+            ray_watch(searcher, spec.name, console, is_embedded=is_embedded),
+            what_the_searcher_knows_first(searcher),
+            every_loss_is_heard(),
+        ):
+            tune.Tuner(
+                tune.with_resources(ExperimentTrainable, placement.request()),
+                tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=scratch,
+                    verbose=0,
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    stop=stopper,
+                    callbacks=[LossCallback(searcher)],
+                ),
+            ).fit()
+    return _outcome(
+        spec,
+        record,
+        num_unfinished=searcher.num_unfinished,
+        interrupted=searcher.interrupted and not stopper.time_is_up,
+        time_is_up=stopper.time_is_up,
+    )
+
+
+def _outcome(
+    spec: StudySpec, record: "TrialRecord", *, num_unfinished: int = 0, interrupted: bool = False, time_is_up: bool = False
+) -> Outcome:
+    return Outcome(
+        name=spec.name,
+        num_trials=spec.num_trials,
+        num_finished=record.num_finished,
+        num_failed=record.num_failed,
+        num_unfinished=num_unfinished,
+        interrupted=interrupted,
+        time_is_up=time_is_up,
+    )
+
+
+def notify(console: Console, sentence: str | None) -> None:
+    """Say something to the user, if there is anything to say."""
+    if sentence:
+        console.print(sentence, markup=False, highlight=False)
