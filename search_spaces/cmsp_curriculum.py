@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 _OBJECTIVES = ("samples_to_convergence", "parameters")
 _CONSTRAINTS = ("fraction_converged >= 0.5",)
+_AT_RUNGS = {"samples_to_convergence": "composite_loss_bits"}
+"""Before it has converged, a network's samples to convergence are the budget, whatever it has learned."""
 _FIGURE_2 = {"unrelated_atoms": 0, "intermediate_composites": 0, "depth": 3, "width": 128, "learning_rate": 1e-3}
 _SMALL: dict[str, Any] = {
     "num_task_bits": 32,
@@ -47,6 +49,7 @@ def tiny() -> StudySpace:
         experiment="cmsp_curriculum",
         suggest=suggest,
         objectives=_OBJECTIVES,
+        at_rungs=_AT_RUNGS,
         constraints=_CONSTRAINTS,
         log_scale=_OBJECTIVES,
         color_by="related_atoms",
@@ -69,6 +72,7 @@ def cpu() -> StudySpace:
         experiment="cmsp_curriculum",
         suggest=suggest,
         objectives=_OBJECTIVES,
+        at_rungs=_AT_RUNGS,
         constraints=_CONSTRAINTS,
         log_scale=_OBJECTIVES,
         color_by="related_atoms",
@@ -102,6 +106,7 @@ def depth() -> StudySpace:
         experiment="cmsp_curriculum",
         suggest=suggest,
         objectives=_OBJECTIVES,
+        at_rungs=_AT_RUNGS,
         log_scale=_OBJECTIVES,
         color_by="depth",
         first_trials=tuple({"depth": layers, "width_at_depth_3": size} for size in (64, 96, 128) for layers in (2, 3, 4)),
@@ -130,6 +135,7 @@ def paper() -> StudySpace:
         experiment="cmsp_curriculum",
         suggest=suggest,
         objectives=_OBJECTIVES,
+        at_rungs=_AT_RUNGS,
         constraints=_CONSTRAINTS,
         log_scale=_OBJECTIVES,
         color_by="related_atoms",

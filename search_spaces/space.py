@@ -27,6 +27,8 @@ class StudySpace:
         color_by: the parameter or metric that colours trials in pictures.
         representative: the metric by which the best of a trial's candidates is chosen to stand for the trial before the
             sampler and in the live view; None for the first objective. It must have a goal.
+        at_rungs: what early stopping goes by in the place of a metric that says nothing before a trial's end: another that has
+            a goal, `{"samples_to_convergence": "composite_loss_bits"}`.
         first_trials: parameters of the trials that are run before the sampler draws any: settings known to matter.
         num_trials: how many trials a study makes unless told otherwise.
         num_cpus, num_gpus: what one trial needs; fractions share a device.
@@ -42,6 +44,7 @@ class StudySpace:
     log_scale: tuple[str, ...] = ()
     color_by: str | None = None
     representative: str | None = None
+    at_rungs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     first_trials: tuple[Mapping[str, Any], ...] = ()
     num_trials: int = 20
     num_cpus: float = 1

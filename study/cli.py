@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from study.commands import doctor, exchange, keep, logs, model, pareto, report, serve
-from study.commands.life import AsJson, JobServerAddress, Name, Sampler, Settings, TrackingUri, app, make_console, read_arguments
+from study.commands.life import app, make_console
+from study.commands.options import AsJson, JobServerAddress, Name, Sampler, Settings, TrackingUri, read_arguments
 from study.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def status(
 
     from study.remote.dispatch import ask_there, find_asked, job_state
     from study.reporting.report import repeated_work, short
+    from study.running.ledger import spent_line
 
     remote = find_asked(name, address)
     if remote is not None and tracking_uri is None:
@@ -95,6 +97,7 @@ def status(
     if as_json:
         fields = {"study": name, "state": running, "num_trials": study.num_trials, "counts": counts}
         fields["parents"] = [dataclasses.asdict(parent) for parent in study.parents]
+        fields |= {"ledger": dataclasses.asdict(study.ledger), **study.slot}
         print(_json(fields | {"trials": [_trial_fields(row) for row in trials]}))
         return
     table = Table(title_justify="left")
@@ -111,6 +114,8 @@ def status(
     shown = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no trials yet"
     told = "; ".join(filter(None, (shown, f"budget {study.num_trials} trials", repeated_work(trials))))
     console.print(f"{name} ({study.tags['space']}, {running}): {told}", highlight=False)
+    if spent := spent_line(study.ledger, **study.slot):
+        console.print(spent, highlight=False)
     if remote is not None:
         console.print(job_state(remote), highlight=False)
     if study.parents:
@@ -162,6 +167,8 @@ def trial(
     console.print(Text.assemble((f"{name} trial {number}", "bold"), f": {row.state}, {where}"))
     if repeated := repeated_work([row]):
         console.print(repeated, highlight=False)
+    if row.stopped is not None:
+        console.print(f"stopped early: {row.stopped}", markup=False, highlight=False)
     for title, values in (("parameters", row.params), ("metrics", row.metrics)):
         console.print(title, style="bold")
         for key, value in values.items():
@@ -206,7 +213,7 @@ def chaos(
     from study.chaos.sheet import sheet
     from study.spec import load_space
 
-    num_trials = trials or max(2 * kills, load_space(space, arguments=read_arguments(settings or []))[0].num_trials)
+    num_trials = trials or max(2 * kills, load_space(space, arguments=read_arguments(settings))[0].num_trials)
     options = ["--trials", str(num_trials), "--sampler", sampler, "--max-concurrent", str(max_concurrent)]
     options += [f"--set={setting}" for setting in settings or []]
     command = [space, *options, *["--deterministic"] * (max_concurrent > 1)]
@@ -247,8 +254,10 @@ def _trial_fields(row: "TrialRow") -> dict[str, Any]:
         "attempts": row.attempts,
         "repeated_steps": row.repeated_steps,
         "repeated_seconds": row.repeated_seconds,
+        "ledger": row.ledger and dataclasses.asdict(row.ledger),
         "host": row.host,
         "failure": failure,
+        "stopped": row.stopped,
         "charts": list(row.charts),
         "run_id": row.run_id,
     }

@@ -1,11 +1,17 @@
 """What a launch is refused for before any trial is touched: numbers, GPUs, a storage that is no storage or another's."""
 
+import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from search_spaces.space import StudySpace
 from study.errors import UserError
 from study.home import Home
-from study.spec import StudySpec
+from study.running.rungs import Rungs, StopRule
+from study.spec import SpaceDescription, StudySpec
+from trainables.experiment import Experiment
 from trainables.registry import load_experiment
 
 
@@ -73,6 +79,54 @@ def check_positive(**numbers: float | None) -> None:
     for name, value in numbers.items():
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name.replace('_', '-')} must be positive, but got {value:g}; leave it out for the default")
+
+
+def check_limits(spec: StudySpec) -> None:
+    """Refuse limits that nothing would ever count towards.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if spec.limits.gpu_hours is not None and spec.num_gpus == 0:
+        raise UserError(
+            f"--gpu-hours needs trials that hold a GPU, but got {spec.limits.gpu_hours:g} for trials without; use --cpu-hours"
+        )
+    if spec.limits.flops is not None and load_experiment(spec.description.experiment).flops is Experiment.flops:
+        raise UserError(
+            f"--flops needs an experiment that counts them, but {spec.description.experiment} does not; use --cpu-hours or "
+            "--gpu-hours"
+        )
+
+
+def check_early_stopping(text: str, description: SpaceDescription, *, lookahead: int | None) -> str:
+    """Read which trials are to be stopped early; returns it in the one form that a study remembers.
+
+    Args:
+        lookahead: of the deterministic mode; None for none.
+
+    Raises:
+        UserError: if there is no such way or not for so many objectives, or if whose values come first would depend on which
+            worker is faster.
+    """
+    rule = StopRule.parse(text)
+    Rungs(rule, description.at_rungs)
+    if rule.levels and lookahead is not None and lookahead > 1:
+        raise UserError(
+            f"--deterministic needs trials that end whoever is faster, but --early-stopping {text} compares them as they come; "
+            "use --max-concurrent 1, or --early-stopping none"
+        )
+    return str(rule)
+
+
+def with_given(space: StudySpace, given: Sequence[Mapping[str, Any]]) -> StudySpace:
+    """Have a space's trials begin with given parameters; those that it begins with itself come after, once.
+
+    What a table of a front has beside parameters is left out.
+    """
+    others = {"trial", "candidate", "run_id", *space.objectives}
+    firsts = [{name: value for name, value in params.items() if name not in others} for params in given]
+    firsts += [dict(params) for params in space.first_trials if dict(params) not in firsts]
+    return dataclasses.replace(space, first_trials=tuple(firsts)) if given else space
 
 
 def absolute_storage(storage: str) -> str:

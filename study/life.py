@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from study.provenance import next_name
 from study.remote.shipped import folder_now, modules_now
 from study.run import launch
 from study.running.session import Outcome
-from study.spec import StudySpec, accepted_arguments
+from study.spec import Limits, StudySpec, accepted_arguments
 
 _POLL_S = 0.2
 
@@ -77,6 +77,12 @@ def fork(
     time_budget_s: float | None = None,
     seed: int | None = None,
     sampler: str | None = None,
+    sampler_options: Mapping[str, Any] | None = None,
+    replicates: int | None = None,
+    early_stopping: str | None = None,
+    given_trials: Sequence[Mapping[str, Any]] | None = None,
+    limits: Limits | None = None,
+    until_flat: bool | None = None,
     max_concurrent: int | None = None,
     deterministic: bool | None = None,
     cpus_per_trial: float | None = None,
@@ -136,6 +142,12 @@ def fork(
             time_budget_s=time_budget_s,
             seed=parent.seed if seed is None else seed,
             sampler=parent.sampler if sampler is None else sampler,
+            sampler_options=_own_options(parent, sampler) if sampler_options is None else sampler_options,
+            replicates=parent.replicates if replicates is None else replicates,
+            early_stopping=parent.early_stopping if early_stopping is None else early_stopping,
+            given_trials=parent.given_trials if given_trials is None else given_trials,
+            limits=limits,
+            until_flat=parent.until_flat if until_flat is None else until_flat,
             max_concurrent=max_concurrent,
             deterministic=deterministic,
             cpus_per_trial=cpus_per_trial,
@@ -148,6 +160,11 @@ def fork(
             parent=parent,
             console=console,
         )
+
+
+def _own_options(parent: StudySpec, sampler: str | None) -> Mapping[str, Any]:
+    """The parent's options of its sampler, for a fork that has the same."""
+    return parent.sampler_options if sampler in (None, parent.sampler) else {}
 
 
 def _say_where_paths_lead(parent: StudySpec, arguments: Mapping[str, Any], console: Console) -> None:

@@ -110,6 +110,8 @@ def describe_space(space: StudySpace) -> SpaceDescription:
         _check_goal("an objective", name, space.experiment, metrics)
     if space.representative is not None:
         _check_goal("a representative", space.representative, space.experiment, metrics)
+    for name in (*space.at_rungs, *space.at_rungs.values()):
+        _check_goal("what early stopping goes by, and in the place of what,", name, space.experiment, metrics)
     for constraint in map(Constraint.parse, space.constraints):
         if metric_named(metrics, constraint.metric) is None:
             raise UserError(
@@ -140,6 +142,7 @@ def describe_space(space: StudySpace) -> SpaceDescription:
         first_trials=tuple(dict(given) for given in space.first_trials),
         varied_digest=_digest(varied),
         representative={} if space.representative is None else {space.representative: _goal(metrics, space.representative)},
+        at_rungs={stand_in: _goal(metrics, stand_in) for stand_in in (space.at_rungs.get(n, n) for n in space.objectives)},
     )
 
 

@@ -79,8 +79,14 @@ def _fork_command(old: StudySpec, new: StudySpec) -> str:
             words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     if new.sampler != old.sampler:
         words += ["--sampler", new.sampler]
-    if new.seed != old.seed:
-        words += ["--seed", str(new.seed)]
+    for key, value in new.sampler_options.items():
+        if old.sampler_options.get(key) != value:
+            words += ["--sampler-set", f"{key}={json.dumps(value)}"]
+    if new.given_trials != old.given_trials:
+        words += ["--first", json.dumps(new.given_trials)]
+    for option in ("seed", "replicates", "early_stopping"):
+        if getattr(new, option) != getattr(old, option):
+            words += [f"--{option.replace('_', '-')}", str(getattr(new, option))]
     if new.lookahead != old.lookahead:
         words += ["--no-deterministic"] if new.lookahead is None else ["--deterministic", "--max-concurrent", str(new.lookahead)]
     return shlex.join(words)
@@ -153,7 +159,13 @@ def session_tags(spec: StudySpec) -> dict[str, Any]:
         "log_scale": spec.log_scale,
         "color_by": json.dumps(spec.color_by),
         "num_trials": str(spec.num_trials),
+        "num_cpus": str(spec.num_cpus),
+        "num_gpus": str(spec.num_gpus),
         "sampler": spec.sampler,
+        "sampler_options": spec.sampler_options,
+        "replicates": str(spec.replicates),
+        "early_stopping": spec.early_stopping,
+        "limits": {name: value for name, value in dataclasses.asdict(spec.limits).items() if value is not None},
         "seed": str(spec.seed),
         "storage": spec.storage,
         "parents": [dataclasses.asdict(parent) for parent in spec.parents[-_PARENTS_SHOWN:]],

@@ -1,8 +1,9 @@
 """Launch a study, or go on with one: the two are the same."""
 
 import contextlib
+import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,16 @@ from rich.console import Console
 
 from study.errors import UserError, disk_errors
 from study.home import Home, StudyFolder
-from study.launch_checks import absolute_storage, check_gpus, check_numbers, check_positive, check_storage
+from study.launch_checks import (
+    absolute_storage,
+    check_early_stopping,
+    check_gpus,
+    check_limits,
+    check_numbers,
+    check_positive,
+    check_storage,
+    with_given,
+)
 from study.probe import check_inputs, describe_space
 from study.provenance import (
     describe_changes,
@@ -22,10 +32,11 @@ from study.provenance import (
 from study.remote.shipped import folder_now, modules_now, shipped_code
 from study.running.cluster import check_address
 from study.running.lease import StorageLease, Tenant
+from study.running.replicates import check_replicates
 from study.running.samplers import check_sampler
 from study.running.session import Outcome, notify, run_session
 from study.settings import RECORD, STORAGE, TRACKING_URI, check_record, refuse_secrets, setting
-from study.spec import KEEPS, StudySpec, load_space
+from study.spec import KEEPS, Limits, StudySpec, load_space
 from trainables.passport import commit_of
 
 if TYPE_CHECKING:
@@ -41,6 +52,12 @@ def launch(
     time_budget_s: float | None = None,
     seed: int = 0,
     sampler: str = "tpe",
+    sampler_options: Mapping[str, Any] | None = None,
+    replicates: int = 1,
+    early_stopping: str = "none",
+    given_trials: Sequence[Mapping[str, Any]] = (),
+    limits: Limits | None = None,
+    until_flat: bool = False,
     max_concurrent: int | None = None,
     deterministic: bool = False,
     cpus_per_trial: float | None = None,
@@ -64,7 +81,13 @@ def launch(
         trials: finished, stopped and failed trials in all; None for the space's own number.
         time_budget_s: stop after this many seconds, to be resumed; None for no limit.
         seed: of the search.
-        sampler: one of `study.running.samplers.SAMPLERS`.
+        sampler: one of `study.running.samplers.SAMPLERS`, or `module:Class`.
+        sampler_options: what the sampler is made with, beside its seed.
+        replicates: trials of every parameter set, each with a seed of its own.
+        early_stopping: which trials end before their end, as `study.running.rungs.StopRule.parse` reads it.
+        given_trials: parameters of the first trials, before those of the space.
+        limits: what the study may spend beside its trials; None for what it had, or no limit.
+        until_flat: end when the front has stopped growing (`study.running.flatness`).
         max_concurrent: trials at once; None for as many as fit.
         deterministic: draw and tell in one fixed order, whichever of `max_concurrent` workers is faster, so that the same
             study launched again, or interrupted, comes to the same trials.
@@ -84,7 +107,7 @@ def launch(
     Raises:
         UserError: for every mistake that the caller can mend, before any trial is touched.
     """
-    check_numbers(trials=trials, max_concurrent=max_concurrent)
+    check_numbers(trials=trials, max_concurrent=max_concurrent, replicates=replicates)
     if deterministic and max_concurrent is None:
         raise UserError(
             "--deterministic needs --max-concurrent, since what a trial can know depends on it, but got none; use "
@@ -95,13 +118,18 @@ def launch(
         raise UserError(f"--gpus-per-trial must be at least 0, but got {gpus_per_trial:g}; leave it out for the default")
     if keep not in (None, *KEEPS):
         raise UserError(f"--keep must be {' or '.join(KEEPS)}, but got {keep!r}; leave it out for the default")
+    check_positive(**({} if limits is None else dataclasses.asdict(limits)))
     console = console or Console()
     folder = Home(home).study(name)
     study_space, import_paths, notice = load_space(space, arguments=arguments, folder=Path(modules) if modules else None)
     notify(console, notice)
+    study_space = with_given(study_space, given_trials)
     description = describe_space(study_space)
+    stopping = check_early_stopping(early_stopping, description, lookahead=max_concurrent if deterministic else None)
     check_inputs(study_space)
-    notify(console, check_sampler(sampler, description.parameters))
+    num_objectives = len(description.objectives)
+    notify(console, check_sampler(sampler, sampler_options or {}, description.parameters, num_objectives=num_objectives))
+    check_replicates(replicates, study_space.experiment)
     folder.home.prepare()
     if address is not None:
         check_address(address)
@@ -120,6 +148,12 @@ def launch(
             import_paths=import_paths,
             description=description,
             sampler=sampler,
+            sampler_options=dict(sampler_options or {}),
+            replicates=replicates,
+            early_stopping=stopping,
+            given_trials=tuple(dict(given) for given in given_trials),
+            limits=(base.limits if base else Limits()).with_those_of(limits),
+            until_flat=until_flat,
             seed=seed,
             num_trials=trials or (base or study_space).num_trials,
             num_cpus=(base or study_space).num_cpus if cpus_per_trial is None else cpus_per_trial,
@@ -141,6 +175,7 @@ def launch(
         elif parent:
             notify(console, describe_fork(parent, spec))
         check_gpus(spec)
+        check_limits(spec)
         check_storage(spec)
         with _storage_lease(folder, spec, console):
             check_storage(spec, home=folder.home)
@@ -186,12 +221,14 @@ def resume(
     *,
     trials: int | None = None,
     time_budget_s: float | None = None,
+    limits: Limits | None = None,
+    until_flat: bool | None = None,
     max_concurrent: int | None = None,
     address: str | None = None,
     home: str | Path | None = None,
     console: Console | None = None,
 ) -> Outcome:
-    """Go on with a study as it was launched. Arguments as in `launch`.
+    """Go on with a study as it was launched. Arguments as in `launch`; None for what it had.
 
     Raises:
         UserError: if there is no such study, or its space has changed.
@@ -207,6 +244,12 @@ def resume(
             time_budget_s=time_budget_s,
             seed=old.seed,
             sampler=old.sampler,
+            sampler_options=old.sampler_options,
+            replicates=old.replicates,
+            early_stopping=old.early_stopping,
+            given_trials=old.given_trials,
+            limits=limits,
+            until_flat=old.until_flat if until_flat is None else until_flat,
             max_concurrent=old.lookahead if max_concurrent is None else max_concurrent,
             deterministic=old.lookahead is not None,
             cpus_per_trial=old.num_cpus,

@@ -42,6 +42,7 @@ class SpaceDescription:
     Attributes:
         objectives: their goals, by metric.
         representative: the goal of the metric that chooses among a trial's candidates; empty for the first objective.
+        at_rungs: goals of the metrics that early stopping goes by, in the objectives' order.
     """
 
     experiment: str
@@ -52,6 +53,30 @@ class SpaceDescription:
     first_trials: tuple[Mapping[str, Any], ...]
     varied_digest: str
     representative: dict[str, str] = dataclasses.field(default_factory=dict)
+    at_rungs: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What a study may spend in all its sessions together; None for no limit. A trial counts from when a worker has it.
+
+    Attributes:
+        cpu_hours: CPUs that trials hold, times hours that they hold them.
+        gpu_hours: the same of GPUs; shares count as such.
+        flops: floating-point operations that experiments count (`trainables.experiment.Experiment.flops`).
+    """
+
+    cpu_hours: float | None = None
+    gpu_hours: float | None = None
+    flops: float | None = None
+
+    def __bool__(self) -> bool:
+        return any(value is not None for value in dataclasses.astuple(self))
+
+    def with_those_of(self, other: "Limits | None") -> "Limits":
+        """These, but for those that another has."""
+        given = {} if other is None else {name: value for name, value in dataclasses.asdict(other).items() if value is not None}
+        return dataclasses.replace(self, **given)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +121,12 @@ class StudySpec:
         keep: one of `KEEPS`; a study from before one could choose keeps all.
         record: address of the database of Optuna's record; None for a file in the study home.
         gpu_memory_gib, resources: of one trial (`search_spaces.space.StudySpace`).
+        sampler_options: what the sampler is made with, beside its seed.
+        replicates: trials of every parameter set, each with a seed of its own.
+        early_stopping: which trials are stopped before their end, as `study.running.rungs` reads it.
+        given_trials: parameters of trials that the launch asked for; they come before those of the space.
+        limits: what the study may spend beside `num_trials`.
+        until_flat: end when the front's hypervolume grows no more (`study.running.flatness`).
     """
 
     name: str
@@ -122,6 +153,12 @@ class StudySpec:
     record: str | None = None
     gpu_memory_gib: float = 0.0
     resources: dict[str, float] = dataclasses.field(default_factory=dict)
+    sampler_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    replicates: int = 1
+    early_stopping: str = "none"
+    given_trials: tuple[Mapping[str, Any], ...] = ()
+    limits: Limits = dataclasses.field(default_factory=lambda: Limits())
+    until_flat: bool = False
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -131,8 +168,15 @@ class StudySpec:
         fields["configs made by fixed draws"] = fields.pop("varied_digest")
         if not fields["representative"]:
             del fields["representative"]  # studies from before there was one keep their hash
+        guides = fields.pop("at_rungs")
+        if self.early_stopping != "none":
+            fields |= {"early stopping": self.early_stopping, "at rungs": guides}
         if self.lookahead is not None:
             fields["deterministic lookahead"] = self.lookahead
+        if self.sampler_options:
+            fields["sampler options"] = self.sampler_options
+        if self.replicates != 1:
+            fields["replicates"] = self.replicates
         return fields | {"sampler": self.sampler, "seed": self.seed}
 
     @property
@@ -180,6 +224,8 @@ class StudySpec:
             description[key] = tuple(description[key])
         fields["description"] = SpaceDescription(**description)
         fields["parents"] = tuple(Parent(**parent) for parent in fields.get("parents", ()))
+        fields["given_trials"] = tuple(fields.get("given_trials", ()))
+        fields["limits"] = Limits(**fields.get("limits", {}))
         return cls(**fields)
 
 

@@ -5,7 +5,6 @@ Plain Python: what runs here under Ray runs the same without it.
 
 import contextlib
 import dataclasses
-import io
 import logging
 import os
 import socket
@@ -19,24 +18,26 @@ from torch import Tensor
 
 from trainables.charts import chart_files
 from trainables.checkpoints import Checkpoints
+from trainables.clock import PROCESS_CPU, Moment, evaluation_so_far
 from trainables.experiment import Account, Experiment, check_declared, check_finite, gather_needs, make_experiment
 from trainables.failpoints import failpoint
 from trainables.failures import FATAL_TO_THE_WORKER, InvalidConfigError, SupersededError, failure_of
 from trainables.laws import require
 from trainables.model_files import save_model
+from trainables.packing import Made
 from trainables.parallel import World
 from trainables.parallel_seat import Seat
 from trainables.passport import Making, inputs_of
-from trainables.protocol import Assignment, Failure, Measurement, Offer, Report
+from trainables.protocol import STOPPED_FILE, Assignment, Failure, Measurement, Offer, Report
 from trainables.registry import load_experiment
 from trainables.shared import Shared
 from trainables.storage import Folder, StorageError, storage_errors
+from trainables.trial_log import LOG_FILE, TrialLog
 
 CHECKPOINT_INTERVAL = "NARROW_STUDY_CHECKPOINT_S"
 """Environment variable: seconds that must pass between two checkpoints, if not these."""
 MIN_SECONDS_BETWEEN_CHECKPOINTS = 5.0
 MAX_CHECKPOINT_SHARE = 0.05
-LOG_FILE = "log.txt"
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +50,12 @@ class Attempt:
 
     Args:
         world: the processes that train together; None for one for each GPU.
+        num_together: attempts that share this process, each with its part of the time for checkpoints.
     """
 
-    def __init__(self, assignment: Assignment, *, world: World | None = None) -> None:
+    def __init__(self, assignment: Assignment, *, world: World | None = None, num_together: int = 1) -> None:
         self.assignment = assignment
+        self._num_together = num_together
         self._world = world or World.of(assignment.num_gpus)
         self._folder = Folder(assignment.folder)
         self._checkpoints = checkpoints_of(assignment)
@@ -60,61 +63,105 @@ class Attempt:
         self._config: Any = None
         self._inputs: Mapping[str, Any] = {}
         self._measurements: list[Measurement] = []
+        self._num_told = 0
+        self._broken: Exception | None = None  # by what it could not begin
         self._resumed_step = self._saved_step = 0
         self._saved_at = self._advanced_at = time.monotonic()
         self._save_seconds = 0.0
-        self._log = _TrialLog()
+        self._log = TrialLog()
 
-    def advance(self) -> Report:
-        """Make one step, or only report where nothing is left to do; never raises for what the experiment did."""
-        num_known = len(self._measurements)
-        self._advanced_at = time.monotonic()
+    @property
+    def config(self) -> Any:
+        """The experiment's Config, once it has begun."""
+        return self._config
+
+    @property
+    def num_steps(self) -> int:
+        """Steps made so far, by earlier attempts, too."""
+        return len(self._measurements)
+
+    def capture(self) -> contextlib.AbstractContextManager[None]:
+        """Send to the trial's log what is logged and printed inside."""
+        return self._log.capture()
+
+    def begin(self) -> Experiment | None:
+        """Build the experiment, or go back to its checkpoint, ahead of `advance`; None if it has no step to make.
+
+        What goes wrong here is told by the next `advance`.
+        """
         try:
             with self._log.capture():
-                finished = self._advance()
+                experiment = self._experiment or self._begin()
+                return experiment if self._checked_progress(experiment) < 1.0 else None
+        except Exception as error:
+            self._broken = error
+            return None
+
+    def advance(self, made: Made | None = None) -> Report:
+        """Make one step, or only report where nothing is left to do; never raises for what the experiment did.
+
+        Args:
+            made: the step, if a pack has made it.
+        """
+        self._advanced_at = time.monotonic() - (made.took.seconds if made else 0.0)
+        try:
+            with self._log.capture():
+                finished = self._advance(made)
         except FATAL_TO_THE_WORKER:
-            self._abandon()
+            self.abandon()
             raise
         except StorageError:
             self._world.close()
             raise  # no fault of the trial's: it shall be tried again
         except Exception as error:
             failure = failure_of(error)
-            self._abandon()
+            self.abandon()
             self._log.write(failure.traceback)
             self._write_log()
-            return self._report(self._measurements[num_known:], failure=failure)
+            return self._report(failure=failure)
         if finished:
             self._world.close()
-        return self._report(self._measurements[num_known:], finished=finished)
+        return self._report(finished=finished)
 
     def close(self) -> None:
         """Keep the work since the last checkpoint: the attempt ends here, the trial may go on elsewhere."""
         try:
             if self._experiment is not None and self._measurements and self._measurements[-1].step > self._saved_step:
+                if self._is_stopped():
+                    self._write_log()
+                    return
                 with contextlib.suppress(SupersededError):
                     self._save()
         finally:
             self._world.close()
 
-    def _abandon(self) -> None:
-        """Give up what is in memory: after a failure nothing of it is worth keeping."""
+    def _is_stopped(self) -> bool:
+        with storage_errors("the files of a trial"):
+            return STOPPED_FILE in self._folder.names()
+
+    def abandon(self) -> None:
+        """Give up what is in memory: nothing of it is worth keeping, after a failure or for a trial that is stopped."""
         self._experiment = None
         self._world.close()
 
-    def _advance(self) -> bool:
+    def _advance(self, made: Made | None) -> bool:
+        if self._broken is not None:
+            raise self._broken
         experiment = self._experiment or self._begin()
         progress = self._checked_progress(experiment)
         if progress < 1.0:
             step = len(self._measurements) + 1
             try:
-                metrics = _checked_metrics(self._world.step(experiment), experiment, where=f"step {step}")
+                metrics, took = self._timed_step(experiment, step, made)
                 offers = self._keep_candidates(experiment)
             except StorageError:
                 self._experiment = None  # it is ahead of what is told: the next attempt makes that step again
                 raise
             progress = self._checked_progress(experiment)
-            self._measurements.append(Measurement(step=step, metrics=metrics, progress=progress, candidates=offers))
+            reported = Measurement(
+                step=step, metrics=metrics, progress=progress, candidates=offers, flops=experiment.flops(), **took
+            )
+            self._measurements.append(reported)
         finished = progress == 1.0
         if finished:
             self._checkpoints.refuse_if_superseded()
@@ -124,6 +171,21 @@ class Attempt:
         if finished:
             failpoint("work saved")
         return finished
+
+    def _timed_step(self, experiment: Experiment, step: int, made: Made | None) -> tuple[dict[str, float], dict[str, float]]:
+        """Make a step, unless it is made; return its metrics, and what it took, as `Measurement` has it."""
+        if made is None:
+            start, measured_before = Moment.now(), evaluation_so_far()
+            outcome = self._world.step(experiment)
+            made = Made(outcome=outcome, took=Moment.now() - start, measuring=evaluation_so_far() - measured_before)
+        if isinstance(made.outcome, Exception):
+            raise made.outcome
+        return _checked_metrics(made.outcome, experiment, where=f"step {step}"), {
+            "seconds": made.took.seconds,
+            "cpu_seconds": made.took.cpu_seconds,
+            "evaluation_seconds": made.measuring.seconds,
+            "evaluation_cpu_seconds": made.measuring.cpu_seconds,
+        }
 
     def _keep_candidates(self, experiment: Experiment) -> list[Offer]:
         """Write the models that a step found before anybody hears of them."""
@@ -209,7 +271,7 @@ class Attempt:
 
     def _checkpoint_is_due(self) -> bool:
         least = float(os.environ.get(CHECKPOINT_INTERVAL, MIN_SECONDS_BETWEEN_CHECKPOINTS))
-        wait = max(least, self._save_seconds / MAX_CHECKPOINT_SHARE)
+        wait = max(least, self._num_together * self._save_seconds / MAX_CHECKPOINT_SHARE)
         return time.monotonic() - self._saved_at >= wait
 
     def _save(self) -> None:
@@ -231,7 +293,8 @@ class Attempt:
         with storage_errors("logs"):
             self._folder.write(LOG_FILE, self._log.text().encode(errors="backslashreplace"))
 
-    def _report(self, measurements: list[Measurement], *, finished: bool = False, failure: Failure | None = None) -> Report:
+    def _report(self, *, finished: bool = False, failure: Failure | None = None) -> Report:
+        measurements, self._num_told = self._measurements[self._num_told :], len(self._measurements)
         return Report(
             trial=self.assignment.trial,
             attempt=self.assignment.attempt,
@@ -242,6 +305,7 @@ class Attempt:
             pid=os.getpid(),
             resumed_step=self._resumed_step,
             seconds=time.monotonic() - self._advanced_at,
+            cpu_seconds=PROCESS_CPU.take(),
         )
 
 
@@ -284,46 +348,6 @@ def plan(assignment: Assignment, seat: Seat) -> Blueprint:
 def checkpoints_of(assignment: Assignment) -> Checkpoints:
     """The checkpoints of its trial: states of the experiment, each with the measurements until then."""
     return Checkpoints(Folder(assignment.folder).child("checkpoints"), assignment.attempt)
-
-
-class _TrialLog(logging.Handler):
-    """Collects what an experiment logs and prints, for the trial's own log file."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        self._buffer = io.StringIO()
-
-    def restore(self, folder: Folder) -> None:
-        """Put the lines of earlier attempts first."""
-        with contextlib.suppress(FileNotFoundError):
-            text = folder.read(LOG_FILE).decode() + self._buffer.getvalue()
-            self._buffer.seek(0)  # the same buffer: what is printed already goes there
-            self._buffer.truncate()
-            self._buffer.write(text)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.write(self.format(record) + "\n")
-
-    def write(self, text: str) -> None:
-        self._buffer.write(text)
-
-    def text(self) -> str:
-        return self._buffer.getvalue()
-
-    @contextlib.contextmanager
-    def capture(self) -> Any:
-        """Send this package's log, everybody's warnings and printed lines here."""
-        science, root = logging.getLogger("trainables"), logging.getLogger()
-        level = science.level
-        root.addHandler(self)
-        science.setLevel(logging.INFO)
-        try:
-            with contextlib.redirect_stdout(self._buffer):
-                yield
-        finally:
-            science.setLevel(level)
-            root.removeHandler(self)
 
 
 _HOST = socket.gethostname()

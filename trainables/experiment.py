@@ -6,13 +6,14 @@ An experiment is a plain object. It knows nothing of trials, studies, Ray, Optun
 
 import abc
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from trainables.charts import Chart
+from trainables.packing import Pack
 from trainables.shared import Recipe, Shared, make_alone
 
 Goal = Literal["min", "max"]
@@ -198,6 +199,14 @@ class Experiment(abc.ABC):
         """
         return {}
 
+    def flops(self) -> float | None:
+        """Floating-point operations of the work so far, two a multiplication with addition; None if nobody counts them.
+
+        Work is training, or what an experiment does in its place; measuring is not counted. It never falls, and goes on from
+        a loaded state.
+        """
+        return None
+
     def candidates(self) -> list[Candidate]:
         """Models on the way, each worth a place of its own on the front: those that the last `step()` found."""
         return []
@@ -205,6 +214,24 @@ class Experiment(abc.ABC):
     def charts(self) -> list[Chart]:
         """Pictures worth a look once the trial is finished; they are kept beside its model and numbers."""
         return []
+
+    @classmethod
+    def pack_key(cls, config: Any) -> Hashable | None:
+        """What trials must have in common to make their steps together, as one program (`trainables.packing`); None: never.
+
+        It is also asked before a study starts: no data may be read for it.
+        """
+        return None
+
+    @classmethod
+    def pack_size(cls, config: Any, *, num_cpus: float, num_gpus: float) -> int:
+        """How many trials are worth packing in one process with these resources; 1 where it wins no time."""
+        return 1
+
+    @classmethod
+    def pack(cls, members: Sequence[Self]) -> Pack[Self]:
+        """Let experiments make their steps together; only asked of those that have a `pack_key`."""
+        raise NotImplementedError(f"{cls.__name__} has a pack_key, but cannot be packed; give it `pack`, or the key None")
 
 
 def build_experiment(

@@ -4,6 +4,9 @@ import dataclasses
 import json
 from typing import Any, Literal, Self, TypedDict
 
+STOPPED_FILE = "stopped.txt"
+"""In a trial's folder: why the study ended it early. Then nothing that its worker has is worth keeping but the log."""
+
 FailureCause = Literal["diverged", "out_of_memory", "invalid_config", "bug", "storage", "worker_lost", "node_lost", "preempted"]
 
 
@@ -53,12 +56,31 @@ class Offer(TypedDict):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
-    """What one step of the experiment returned, with the progress after it and the candidates that it found."""
+    """What one step of the experiment returned, with the progress after it and the candidates that it found.
+
+    Attributes:
+        seconds, cpu_seconds: what the step took, evaluation included: wall time, and CPU time of the worker's process.
+        evaluation_seconds, evaluation_cpu_seconds: what of that went into measuring (`trainables.clock.evaluating`).
+        flops: floating-point operations of the trial up to here (`Experiment.flops`).
+    """
 
     step: int
     metrics: dict[str, float]
     progress: float
     candidates: list[Offer] = dataclasses.field(default_factory=list)
+    seconds: float = dataclasses.field(default=0.0, compare=False)  # the same step made twice takes different times
+    cpu_seconds: float = dataclasses.field(default=0.0, compare=False)
+    evaluation_seconds: float = dataclasses.field(default=0.0, compare=False)
+    evaluation_cpu_seconds: float = dataclasses.field(default=0.0, compare=False)
+    flops: float | None = None
+
+    @property
+    def took(self) -> dict[str, float]:
+        """The seconds, by name."""
+        return {name: getattr(self, name) for name in _SECONDS}
+
+
+_SECONDS = ("seconds", "cpu_seconds", "evaluation_seconds", "evaluation_cpu_seconds")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +104,7 @@ class Report:
         host, pid: the worker's.
         resumed_step: the step of the checkpoint that the attempt went on from, 0 without one.
         seconds: what the request took, the step and all that was written.
+        cpu_seconds: CPU time of the worker's process since its last report, of whatever trial; since it began for its first.
     """
 
     trial: int
@@ -93,6 +116,7 @@ class Report:
     pid: int
     resumed_step: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

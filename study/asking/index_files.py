@@ -19,7 +19,7 @@ from trainables.storage import Folder
 
 Progress = Callable[[int], None]
 """Told how many runs have been read so far."""
-_FORMAT = 2
+_FORMAT = 4
 _NOTE = ("format", "digests", "fingerprint", "until_ms", "origin")
 _SQLITE = "sqlite:///"
 _SETTLING_NS = 100_000_000

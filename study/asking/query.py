@@ -20,6 +20,7 @@ from study.asking.trials import TrialRow, Trials
 from study.errors import UserError
 from study.fronts.front import Front, Objective, make_front, models_of
 from study.home import Home, StudyFolder
+from study.running.ledger import Ledger
 from study.settings import TRACKING_URI, setting
 
 if TYPE_CHECKING:
@@ -166,6 +167,16 @@ class Study(Studies):
     def num_trials(self) -> int:
         """The budget."""
         return int(self.tags["num_trials"])
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where the time of its trials went, less that of attempts which are under way."""
+        return Ledger.sum(Ledger.from_json(text) for text in self.all_trials.column("ledger") if text)
+
+    @property
+    def slot(self) -> dict[str, float]:
+        """What a trial holds: `num_cpus` and `num_gpus`; 1 and 0 where an older version said nothing."""
+        return {"num_cpus": float(self.tags.get("num_cpus", 1)), "num_gpus": float(self.tags.get("num_gpus", 0))}
 
     @property
     def parents(self) -> "tuple[Parent, ...]":

@@ -19,6 +19,7 @@ from study.asking.trials import join_tables, table_of
 from study.errors import UserError
 from study.recording.tracking import (
     PREFIX,
+    STATE_TAG,
     STUDY_ID_TAG,
     TRIAL_TAG,
     all_models,
@@ -116,13 +117,14 @@ class _Runs:
 def _read_runs(ask: _Runs, known: pa.Table) -> tuple[pa.Table, bool]:
     """Every run, deleted ones too; and whether anything is other than it was known."""
     final = FINAL if ask.is_ours else (*FINAL, "KILLED")
-    old = known.filter(pc.is_in(known["status"], pa.array(final)))
+    old = known.filter(pc.or_(pc.is_in(known["status"], pa.array(final)), pc.equal(known["state"], "stopped")))
     news = _News(old, final, is_ours=ask.is_ours)
     for page in ask.pages(first=_FIRST_PAGE if old.num_rows else _PAGE):
         news.note(page[: len(page) // 2])
         if news.note(page[len(page) // 2 :]) == 0 and old.num_rows:
             break
-    news.note(ask.all(" AND ".join(f"attributes.status != '{status}'" for status in final)))
+    changing = [f"attributes.status != '{status}'" for status in final]
+    news.note(ask.all(" AND ".join([*changing, f"tags.`{STATE_TAG}` != 'stopped'"] if ask.is_ours else changing)))
     news.note(ask.all("", ViewType.DELETED_ONLY))
     was_deleted = old.filter(pc.equal(old["lifecycle"], "deleted"))["run_id"].to_pylist()
     restored = sorted(set(was_deleted) - news.records.keys())
@@ -159,7 +161,8 @@ class _News:
             record = run_record(run, is_ours=self._is_ours)
             if record is not None:
                 run_id = record["run_id"]
-                num_new += record["status"] in self._final and run_id not in self._known_ids and run_id not in self.records
+                is_over = record["status"] in self._final or record["state"] == "stopped"
+                num_new += is_over and run_id not in self._known_ids and run_id not in self.records
                 self.records[run_id] = record
         return num_new
 

@@ -37,9 +37,11 @@ def run_record(run: "Run", *, is_ours: bool) -> Record | None:
         "attempts": int(own.get("attempts", 1)),
         "host": own.get("hostname"),
         "failure": json.dumps(failure) if "failure.cause" in own else None,
+        "stopped": own.get("stopped.why"),
         "charts": own.get("charts", ""),
         "repeated_steps": int(own.get("repeated_steps", 0)),
         "repeated_seconds": float(own.get("repeated_seconds", 0.0)),
+        "ledger": own.get("ledger"),
     }
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from study.home import model_label
+from study.running.ledger import Ledger
 
 if TYPE_CHECKING:
     import pandas
@@ -31,17 +32,19 @@ _TYPES = {
     "attempts": pa.int64(),
     "host": pa.string(),
     "failure": pa.string(),
+    "stopped": pa.string(),
     "start_ms": pa.int64(),
     "end_ms": pa.int64(),
     "charts": pa.string(),
     "repeated_steps": pa.int64(),
     "repeated_seconds": pa.float64(),
+    "ledger": pa.string(),
     "run_id": pa.string(),
     "model_id": pa.string(),
     "status": pa.string(),
     "lifecycle": pa.string(),
 }
-"""Columns of every table of trials: `params` and `failure` are JSON, `charts` names with commas between
+"""Columns of every table of trials: `params`, `failure` and `ledger` are JSON, `charts` names with commas between
 them, `status` and `lifecycle` what MLflow says of the run."""
 
 
@@ -60,9 +63,11 @@ class TrialRow:
 
     Attributes:
         state: of the trial: finished, failed, stopped, running or interrupted.
+        stopped: why it was stopped early, if it was.
         metrics: latest values, `progress` among them; of a candidate its own.
         start_ms, end_ms: since 1970; end_ms is None while it runs.
         repeated_steps, repeated_seconds: work that later attempts did again, in all; counted when the trial ends.
+        ledger: where its time went, until its latest attempt was over; None before, and of a study of an older version.
         charts: names of its charts; a trial has them when it is finished.
         candidate: number of the candidate that this is; None for the trial with its own model.
         model_id: of a candidate, MLflow's name for it.
@@ -82,8 +87,10 @@ class TrialRow:
     start_ms: int
     end_ms: int | None
     charts: tuple[str, ...]
+    stopped: str | None = None
     repeated_steps: int = 0
     repeated_seconds: float = 0.0
+    ledger: Ledger | None = None
     candidate: int | None = None
     model_id: str | None = None
     study: str | None = None
@@ -218,11 +225,13 @@ class Trials(Sequence[TrialRow]):
             attempts=fields["attempts"],
             host=fields["host"],
             failure=Failure(**json.loads(failure)) if failure else None,
+            stopped=fields["stopped"],
             start_ms=fields["start_ms"],
             end_ms=fields["end_ms"],
             charts=tuple(filter(None, (fields["charts"] or "").split(", "))),
             repeated_steps=fields["repeated_steps"],
             repeated_seconds=fields["repeated_seconds"],
+            ledger=Ledger.from_json(fields["ledger"]) if fields["ledger"] else None,
             candidate=fields["candidate"],
             model_id=fields["model_id"],
             study=study if self.is_merged else None,

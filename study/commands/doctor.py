@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from study.commands.life import AsJson, app, make_console
+from study.commands.life import app, make_console
+from study.commands.options import AsJson
 
 _COLORS = {"ok": "green", "warning": "yellow", "broken": "red"}
 

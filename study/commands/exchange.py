@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from study.commands.life import Name, app, make_console
+from study.commands.life import app, make_console
+from study.commands.options import Name
 from study.errors import UserError
 
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from study.commands.life import AsJson, Keep, Name, app, make_console
+from study.commands.life import app, make_console
+from study.commands.options import AsJson, Keep, Name
 
 if TYPE_CHECKING:
     from study.keeping.cleaning import Sweep

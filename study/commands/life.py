@@ -1,12 +1,38 @@
 """The commands that run a study through its life: launch, fork, resume, extend, stop. Imports late, as `study.cli` does."""
 
-import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from study.errors import UserError
+from study.commands.options import (
+    Address,
+    CpuHours,
+    Detach,
+    Flops,
+    GivenTrials,
+    GpuHours,
+    JobServerAddress,
+    Keep,
+    MaxConcurrent,
+    Name,
+    Replicates,
+    ReplicatesOrParents,
+    Sampler,
+    SamplerOptions,
+    SamplerOrParents,
+    Settings,
+    StopEarly,
+    StopEarlyOrParents,
+    TimeBudget,
+    Trials,
+    UntilFlat,
+    UntilFlatOrBefore,
+    read_arguments,
+    read_given,
+    read_limits,
+    read_sampler_options,
+)
 
 if TYPE_CHECKING:
     from study.running.session import Outcome
@@ -19,27 +45,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Name = Annotated[str, typer.Argument(help="The study's name.", metavar="NAME")]
-TrackingUri = Annotated[str | None, typer.Option(help="MLflow's address; by default the one of the launch.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="An argument of the space, such as data_dir=FOLDER; may be repeated.", metavar="KEY=VALUE"),
-]
-Sampler = Annotated[str, typer.Option(help="tpe, nsga2, random, qmc or gp.")]
-Trials = Annotated[int | None, typer.Option(help="Finished, stopped and failed trials in all; by default the space's number.")]
-TimeBudget = Annotated[float | None, typer.Option(help="Stop after this many seconds; `study resume` goes on.")]
-MaxConcurrent = Annotated[int | None, typer.Option(help="Trials at once; by default as many as fit.")]
-Keep = Annotated[str | None, typer.Option(help="Models that stay in MLflow: front (the front and near it), or all.")]
-Address = Annotated[
-    str | None,
-    typer.Option(help="A Ray cluster: auto or host:port on a node of it, http://head:8265 from outside; by default none."),
-]
-JobServerAddress = Annotated[
-    str | None, typer.Option("--address", help="http://head:8265 of a study on a cluster; remembered where it was launched.")
-]
-Detach = Annotated[bool, typer.Option("--detach", help="Return once the study runs; see `study logs`, `study stop`.")]
-
 
 @app.command()
 def launch(
@@ -51,6 +56,14 @@ def launch(
     time_budget: TimeBudget = None,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
     sampler: Sampler = "tpe",
+    sampler_options: SamplerOptions = None,
+    first: GivenTrials = None,
+    replicates: Replicates = 1,
+    early_stopping: StopEarly = "none",
+    cpu_hours: CpuHours = None,
+    gpu_hours: GpuHours = None,
+    flops: Flops = None,
+    until_flat: UntilFlat = False,
     max_concurrent: MaxConcurrent = None,
     deterministic: Annotated[
         bool, typer.Option(help="The same trials whichever worker is faster; needs --max-concurrent.", show_default=False)
@@ -83,11 +96,17 @@ def launch(
         run(
             space,
             name=name,
-            arguments=read_arguments(settings or []),
+            arguments=read_arguments(settings),
             trials=trials,
             time_budget_s=time_budget,
             seed=seed,
             sampler=sampler,
+            sampler_options=read_sampler_options(sampler_options),
+            given_trials=read_given(first),
+            replicates=replicates,
+            early_stopping=early_stopping,
+            limits=read_limits(cpu_hours, gpu_hours, flops),
+            until_flat=until_flat,
             max_concurrent=max_concurrent,
             deterministic=deterministic,
             cpus_per_trial=cpus_per_trial,
@@ -100,20 +119,6 @@ def launch(
             console=make_console(),
         )
     )
-
-
-def read_arguments(settings: list[str]) -> dict[str, Any]:
-    """Read KEY=VALUE: a JSON value where it is one, else text."""
-    arguments: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not key or not equals:
-            raise UserError(f"--set must be KEY=VALUE, but got {setting!r}; try data_dir=FOLDER")
-        try:
-            arguments[key] = json.loads(text)
-        except ValueError:
-            arguments[key] = text
-    return arguments
 
 
 @app.command()
@@ -129,7 +134,15 @@ def fork(
     trials: Annotated[int | None, typer.Option(help="Finished, stopped and failed trials of the fork in all.")] = None,
     time_budget: TimeBudget = None,
     seed: Annotated[int | None, typer.Option(help="Of the search.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="tpe, nsga2, random, qmc or gp.")] = None,
+    sampler: SamplerOrParents = None,
+    sampler_options: SamplerOptions = None,
+    first: GivenTrials = None,
+    replicates: ReplicatesOrParents = None,
+    early_stopping: StopEarlyOrParents = None,
+    cpu_hours: CpuHours = None,
+    gpu_hours: GpuHours = None,
+    flops: Flops = None,
+    until_flat: UntilFlatOrBefore = None,
     max_concurrent: MaxConcurrent = None,
     deterministic: Annotated[
         bool | None, typer.Option(help="The same trials whichever worker is faster; needs --max-concurrent.")
@@ -154,11 +167,17 @@ def fork(
             name,
             new,
             space=space,
-            arguments=read_arguments(settings or []),
+            arguments=read_arguments(settings),
             trials=trials,
             time_budget_s=time_budget,
             seed=seed,
             sampler=sampler,
+            sampler_options=read_sampler_options(sampler_options) if sampler_options else None,
+            given_trials=read_given(first) if first else None,
+            replicates=replicates,
+            early_stopping=early_stopping,
+            limits=read_limits(cpu_hours, gpu_hours, flops),
+            until_flat=until_flat,
             max_concurrent=max_concurrent,
             deterministic=deterministic,
             cpus_per_trial=cpus_per_trial,
@@ -177,16 +196,16 @@ def resume(
     name: Name,
     trials: Trials = None,
     time_budget: TimeBudget = None,
+    cpu_hours: CpuHours = None,
+    gpu_hours: GpuHours = None,
+    flops: Flops = None,
+    until_flat: UntilFlatOrBefore = None,
     max_concurrent: MaxConcurrent = None,
     address: Address = None,
     detach: Detach = False,
 ) -> None:
     """Go on with a study: nothing that is done is done again."""
     _elsewhere(context, name)
-    _go_on(name, trials, time_budget, max_concurrent, address)
-
-
-def _go_on(name: str, trials: int | None, time_budget: float | None, max_concurrent: int | None, address: str | None) -> None:
     from study.run import resume as run
 
     _conclude(
@@ -194,6 +213,8 @@ def _go_on(name: str, trials: int | None, time_budget: float | None, max_concurr
             name,
             trials=trials,
             time_budget_s=time_budget,
+            limits=read_limits(cpu_hours, gpu_hours, flops),
+            until_flat=until_flat,
             max_concurrent=max_concurrent,
             address=address,
             console=make_console(),
@@ -214,9 +235,19 @@ def extend(
     """Give a study more trials, also one that is finished: it goes on with all that it knows."""
     _elsewhere(context, name)
     from study.life import check_extension
+    from study.run import resume as run
 
     check_extension(name, trials)
-    _go_on(name, trials, time_budget, max_concurrent, address)
+    _conclude(
+        run(
+            name,
+            trials=trials,
+            time_budget_s=time_budget,
+            max_concurrent=max_concurrent,
+            address=address,
+            console=make_console(),
+        )
+    )
 
 
 @app.command()
@@ -251,12 +282,17 @@ def _elsewhere(context: typer.Context, name: str, *, parent: str | None = None) 
 def _conclude(outcome: "Outcome") -> None:
     """Say how the session ended and what to do next; exit with its code."""
     console = make_console()
+    stopped = f"{outcome.num_stopped} stopped early, " if outcome.num_stopped else ""
     console.print(
-        f"{outcome.name}: {outcome.num_finished} finished, {outcome.num_failed} failed of {outcome.num_trials} trials"
+        f"{outcome.name}: {outcome.num_finished} finished, {stopped}{outcome.num_failed} failed of {outcome.num_trials} trials"
         + (f", {outcome.num_unfinished} to go on" if outcome.num_unfinished else ""),
         highlight=False,
     )
-    if outcome.interrupted or outcome.time_is_up:
+    if outcome.is_flat:
+        console.print("it ended early: its front has stopped growing", highlight=False)
+    if outcome.limit is not None:
+        console.print(outcome.limit, highlight=False)
+    elif outcome.interrupted or outcome.time_is_up:
         console.print(f"go on with: study resume {outcome.name}", highlight=False)
     else:
         console.print(f"see: study pareto {outcome.name} --plot {outcome.name}.png", highlight=False)

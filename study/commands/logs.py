@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from study.commands.life import JobServerAddress, Name, app
+from study.commands.life import app
+from study.commands.options import JobServerAddress, Name
 from study.errors import UserError
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from study.commands.life import AsJson, TrackingUri, app, make_console
+from study.commands.life import app, make_console
+from study.commands.options import AsJson, TrackingUri
 from study.commands.pareto import Names, Pairs, Refresh, Tags, reading
 from study.errors import UserError
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from study.commands.life import AsJson, TrackingUri, app, make_console
+from study.commands.life import app, make_console
+from study.commands.options import AsJson, TrackingUri
 from study.errors import UserError
 
 if TYPE_CHECKING:

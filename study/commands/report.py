@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from study.commands.life import Name, TrackingUri, app, make_console
+from study.commands.life import app, make_console
+from study.commands.options import Name, TrackingUri
 from study.commands.pareto import Refresh, reading
 
 

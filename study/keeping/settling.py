@@ -72,7 +72,7 @@ class Settler:
         """
         run = self._client.get_run(run_id)
         ready = sorted((m for m in candidates if m.status == "READY"), key=lambda model: int(model.tags[CANDIDATE_TAG]))
-        if run.info.status not in _OVER:
+        if run.info.status not in _OVER and run.data.tags.get(STATE_TAG) != "stopped":
             logger.error("MLflow has not all of trial %d: only its checkpoints go", trial)
             folder.child("checkpoints").remove()
             return

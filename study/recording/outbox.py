@@ -15,6 +15,8 @@ from typing import Any
 
 from study.home import make_wal
 from study.keeping.retention import Model, State
+from study.running.bookkeeping import keep_books
+from study.running.ledger import Ledger
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS event (seq INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, payload TEXT NOT NULL);
@@ -26,9 +28,11 @@ CREATE TABLE IF NOT EXISTS model (
 );
 INSERT OR IGNORE INTO delivered VALUES (0, 0);
 """
+_CLOSING = {"trial_end": "end", "trial_interrupted": "interrupted"}
 _NO_CANDIDATE = -1
 _SETTLED = "settled/"
-"""Begins the key of such an event: all of them are found without looking at the others."""
+_RUNG = "rung/"
+"""Begin the keys of such events: all of them are found without looking at the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Event:
 
     Attributes:
         seq: its place in the order of things.
-        kind: session_start, trial_start, measurement, repeat, candidate, trial_end, trial_interrupted, trial_settled or
+        kind: session_start, trial_start, measurement, repeat, rung, candidate, trial_end, trial_interrupted, trial_settled or
             session_end. A trial is settled when it has ended and the record knows: nothing goes on from its files any more.
         trial: number, or None where the event concerns the whole study.
         time_ms: when it was put, milliseconds since 1970.
@@ -70,6 +74,27 @@ class Outbox:
         cursor = self._connection.execute("INSERT OR IGNORE INTO event (key, payload) VALUES (?, ?)", (key, json.dumps(payload)))
         return cursor.rowcount == 1
 
+    def close_attempt(self, kind: str, trial: int, attempt: int, data: Mapping[str, Any]) -> None:
+        """Note that an attempt is over, by a trial_end or a trial_interrupted, with the books of its trial until then.
+
+        Args:
+            data: with `tags`, to which the books are added.
+        """
+        now_ms = time.time_ns() // 1_000_000
+        rows = self._connection.execute("SELECT seq, payload FROM event WHERE key GLOB ? ORDER BY seq", (f"trial/{trial}/*",))
+        events = [Event(seq=seq, **json.loads(payload)) for seq, payload in rows]
+        ledger = keep_books([*events, Event(0, kind, trial, now_ms, dict(data))])
+        data = {"until_ms": now_ms, **data, "tags": {**data["tags"], "ledger": ledger.to_json()}}
+        self.put(kind, f"trial/{trial}/{_CLOSING[kind]}/{attempt}", data, trial=trial)
+
+    def ledgers(self) -> dict[int, Ledger]:
+        """The books of every trial of which an attempt is over, without those that are under way."""
+        closing = " OR ".join(f"key GLOB 'trial/*/{word}/*'" for word in _CLOSING.values())
+        fields = "json_extract(payload, '$.trial'), json_extract(payload, '$.data.tags.ledger')"
+        rows = self._connection.execute(f"SELECT {fields} FROM event WHERE {closing} ORDER BY seq").fetchall()
+        texts = {trial: text for trial, text in rows if text is not None}  # older versions put none
+        return {trial: Ledger.from_json(text) for trial, text in texts.items()}
+
     def pending(self, limit: int) -> list[Event]:
         """The oldest events that are not delivered yet."""
         rows = self._connection.execute(
@@ -85,6 +110,21 @@ class Outbox:
         """Steps of a trial that later attempts had to make again, and the seconds that those took."""
         rows = self._connection.execute("SELECT payload FROM event WHERE key GLOB ?", (f"trial/{trial}/repeat/*",)).fetchall()
         return len(rows), sum(json.loads(payload)["data"]["seconds"] for (payload,) in rows)
+
+    def put_rung(self, trial: int, step: int, shown: Mapping[str, Any]) -> None:
+        """Note what a trial showed when it reached a rung of early stopping."""
+        self.put("rung", f"{_RUNG}{trial}/{step}", shown, trial=trial)
+
+    def rungs(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """What trials showed at rungs, with their numbers, in the order in which they reached them."""
+        rows = self._connection.execute("SELECT payload FROM event WHERE key GLOB ? ORDER BY seq", (f"{_RUNG}*",)).fetchall()
+        return ((event["trial"], event["data"]) for event in map(json.loads, (payload for (payload,) in rows)))
+
+    def stop_of(self, trial: int) -> dict[str, Any] | None:
+        """What was noted of a trial's early stop, if it was stopped."""
+        rows = self._connection.execute("SELECT payload FROM event WHERE key GLOB ? ORDER BY seq", (f"trial/{trial}/end/*",))
+        ends = [json.loads(payload)["data"] for (payload,) in rows]
+        return next((end for end in ends if end["state"] == "stopped"), None)
 
     def num_candidates(self, trial: int) -> int:
         """How many candidates a trial offered."""
@@ -140,23 +180,31 @@ class Outbox:
         ]
 
     def start_session(self, tags: Mapping[str, Any]) -> int:
-        """Note that a driver took up the study; close what an earlier one left open. Returns the session's number."""
-        self.close_session(self._num_sessions())
+        """Note that a driver took up the study; close what an earlier one left open. Returns the session's number.
+
+        What that one left open counts until its last event: nobody knows how much longer it lived.
+        """
+        self.close_session(self._num_sessions(), until_ms=self._last_ms())
         session = self._num_sessions() + 1
         self.put("session_start", f"session/{session}/start", {"tags": dict(tags)})
         return session
 
-    def close_session(self, session: int, status: str = "KILLED") -> None:
+    def close_session(self, session: int, status: str = "KILLED", *, until_ms: int | None = None) -> None:
         """Note that a session is over, and that the trials it left open are interrupted.
 
         Does nothing if the session is closed already or a later one has begun, so that anybody may call it at any time.
+
+        Args:
+            until_ms: when its workers ended, milliseconds since 1970; None for now.
         """
         with self._transaction():
             if session == 0 or session != self._num_sessions():
                 return
             for trial, attempt in self._open_trials().items():
-                self.put("trial_interrupted", f"trial/{trial}/interrupted/{attempt}", {"tags": {}}, trial=trial)
-            self.put("session_end", f"session/{session}/end", {"status": status})
+                told = {} if until_ms is None else {"until_ms": until_ms}
+                self.close_attempt("trial_interrupted", trial, attempt, {"tags": {}, **told})
+            tags = {"ledger": Ledger.sum(self.ledgers().values()).to_json()}
+            self.put("session_end", f"session/{session}/end", {"status": status, "tags": tags})
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -168,6 +216,10 @@ class Outbox:
             if self._connection.in_transaction:  # SQLite may have rolled it back itself
                 self._connection.execute("ROLLBACK")
             raise
+
+    def _last_ms(self) -> int | None:
+        row = self._connection.execute("SELECT payload FROM event ORDER BY seq DESC LIMIT 1").fetchone()
+        return None if row is None else int(json.loads(row[0])["time_ms"])
 
     def _num_sessions(self) -> int:
         return int(self._connection.execute("SELECT count(*) FROM event WHERE key GLOB 'session/*/start'").fetchone()[0])

@@ -45,6 +45,8 @@ from mlflow.entities import LoggedModel, Metric, Param, Run, RunTag  # isort: sk
 from mlflow.exceptions import MlflowException  # isort: skip
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME  # isort: skip
 
+_STATUSES = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+"""MLflow's word for how a trial ended. It has none for one that was stopped early; who looks for FINISHED must not find it."""
 _MAX_MODEL_PARAM = 500
 _ASK_ONCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 _UPLOAD = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "120"}  # of big files, which a server may take on to an object store before it answers
@@ -151,6 +153,7 @@ class StudyWriter:
                 self._client.update_run(run_id, status="RUNNING")
             case "session_end":
                 self._remove_strays()
+                self._client.log_batch(run_id, tags=_tags(event.data.get("tags", {})))  # older versions put none
                 self._client.set_terminated(run_id, status=event.data["status"], end_time=event.time_ms)
             case "trial_start":
                 params = [Param(key, _storable(str(value))) for key, value in event.data["params"].items()]
@@ -166,7 +169,7 @@ class StudyWriter:
                 self._forget_failure(run_id)
                 tags = event.data["tags"] | ({CHARTS_TAG: ", ".join(charts)} if charts else {})
                 self._client.log_batch(run_id, tags=_tags(tags | {STATE_TAG: event.data["state"]}))
-                status = "FINISHED" if event.data["state"] == "finished" else "FAILED"
+                status = _STATUSES[event.data["state"]]
                 failpoint("run ending")
                 self._client.set_terminated(run_id, status=status, end_time=event.time_ms)
             case "trial_settled":

@@ -29,11 +29,13 @@ class Board:
 
     Args:
         past: trials that finished in earlier sessions.
-        num_failed: trials that failed in earlier sessions.
         console: where to draw; a terminal gets the live view.
+        num_failed, num_stopped: trials that failed, or were stopped early, in earlier sessions.
     """
 
-    def __init__(self, spec: StudySpec, past: Sequence[PastTrial], num_failed: int, console: Console) -> None:
+    def __init__(
+        self, spec: StudySpec, past: Sequence[PastTrial], console: Console, *, num_failed: int = 0, num_stopped: int = 0
+    ) -> None:
         self._spec = spec
         self._goals = spec.description.objectives
         self._constraints = [Constraint.parse(text) for text in spec.description.constraints]
@@ -43,7 +45,7 @@ class Board:
         self._add_to_front([(model_label(t.number, t.candidate), t.params, t.values) for t in past if t.feasible])
         self._num_done = len(past)
         self._num_failed = num_failed
-        self._num_stopped = 0
+        self._num_stopped = num_stopped
         self._running: dict[int, float] = {}
         self._started_at = time.monotonic()
         self._done_before = self._num_over
@@ -91,6 +93,11 @@ class Board:
         shown = ", ".join(f"{name} = {value:.6g}" for name, value in zip(self._goals, values, strict=True))
         self._tell(f"trial {label} finished: {shown}" + (f" (infeasible: {', '.join(broken)})" if broken else ""))
 
+    def trial_stopped(self, draw: Draw, why: str) -> None:
+        self._running.pop(draw.number, None)
+        self._num_stopped += 1
+        self._tell(f"trial {draw.number} stopped early: {why}")
+
     def trial_failed(self, draw: Draw, failure: Failure) -> None:
         self._running.pop(draw.number, None)
         self._num_failed += 1
@@ -124,7 +131,8 @@ class Board:
         return f" | {60 / seconds_each:.1f} trials/min, about {duration(max(0.0, left * seconds_each))} left"
 
     def __rich__(self) -> Group:
-        counts = f"{self._num_done} done, {len(self._running)} running, {self._num_failed} failed, {self._num_stopped} pruned"
+        counts = f"{self._num_done} done, {len(self._running)} running, {self._num_failed} failed"
+        counts += f", {self._num_stopped} stopped early" if self._num_stopped else ""
         completed = self._num_over + sum(self._running.values())
         self._bar.update(self._task, completed=completed, counts=counts + self._time_left())
         return Group(self._bar, self._front_table())

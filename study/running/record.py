@@ -8,7 +8,7 @@ import json
 import logging
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -19,8 +19,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from search_spaces.space import Constraint, StudySpace
 from study.errors import causes
 from study.home import StudyFolder
+from study.running.drawing import REPEATS, Drawer
 from study.running.record_place import RecordPlace
-from study.running.samplers import make_sampler
+from study.running.replicates import of_replicate
+from study.running.samplers_by_name import STOPPED
 from study.spec import StudySpec
 from trainables.failpoints import failpoint
 from trainables.protocol import Failure
@@ -41,6 +43,7 @@ class Draw:
         config: what the space made of it.
         attempt: 1 when it is handed out for the first time.
         failure: why the space could not make a config; there is nothing to run then.
+        repeats: the earlier trial that has the same parameters, where no others were found.
     """
 
     number: int
@@ -48,6 +51,7 @@ class Draw:
     config: dict[str, Any]
     attempt: int
     failure: Failure | None = None
+    repeats: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,7 @@ class TrialRecord:
         self.unfinished = [trial.number for trial in trials if not trial.state.is_finished()]
         self.ended = [trial.number for trial in trials if trial.state.is_finished()]
         self.num_failed = sum(trial.state == TrialState.FAIL for trial in trials)
+        self.num_stopped = sum(trial.state == TrialState.PRUNED for trial in trials)
         self.num_finished = sum(trial.state == TrialState.COMPLETE for trial in trials)
         self.past = [
             PastTrial(
@@ -100,6 +105,7 @@ class TrialRecord:
             if t.state == TrialState.COMPLETE
         ]
 
+        self._drawer = Drawer(self._study, spec, space, trials)
         cut_short = [number for number in self.unfinished if _CONFIG not in trials[number].user_attrs]
         self._redrawn = {number: self._draw_to_the_end(number) for number in cut_short}
 
@@ -108,7 +114,7 @@ class TrialRecord:
 
         The same seed over the same past draws the same parameters.
         """
-        self._study.sampler = make_sampler(self._spec.sampler, self._spec.seed, number)
+        self._study.sampler = self._drawer.sampler(number)
         return self._hand_out(self._trial(number))
 
     def __len__(self) -> int:
@@ -121,20 +127,11 @@ class TrialRecord:
         return not self.unfinished and len(self) >= self._spec.num_trials
 
     def draw(self) -> Draw:
-        """Draw a new trial and commit it."""
-        number = len(self)
-        self._study.sampler = make_sampler(self._spec.sampler, self._spec.seed, number)
-        trial = self._ask_given(number) if number < len(self._space.first_trials) else self._study.ask()
-        if trial.number != number:
-            raise RuntimeError(f"a study must have one writer, but trial {number} came as {trial.number}; stop the other one")
-        self._trial_ids.append(trial._trial_id)
-        return self._hand_out(trial)
-
-    def _ask_given(self, number: int) -> optuna.Trial:
-        """Make a trial with given parameters in one commit; Optuna's own queue needs two."""
-        given = {"fixed_params": dict(self._space.first_trials[number])}
-        template = optuna.trial.create_trial(state=TrialState.RUNNING, system_attrs=given)
-        return optuna.Trial(self._study, self._study._storage.create_new_trial(self._study._study_id, template))
+        """Draw a new trial and commit it whole."""
+        rehearsal, draw = self._drawer.draw(len(self), self._hand_out)
+        failpoint("trial drawn")
+        self._trial_ids.append(rehearsal.commit())
+        return replace(draw, repeats=rehearsal.frozen.user_attrs.get(REPEATS))
 
     def draw_again(self, number: int) -> Draw:
         """Hand out a trial that did not end: same number, same config, one attempt more."""
@@ -150,13 +147,13 @@ class TrialRecord:
 
     def _hand_out(self, trial: optuna.Trial) -> Draw:
         try:
-            config = dict(self._space.suggest(trial))
+            replicate = trial.number % self._spec.replicates
+            config = of_replicate(self._space.suggest(trial), replicate, self._space.experiment)
         except Exception as error:  # somebody else's code, which the probes did not catch: this draw fails, others may not
             if any(isinstance(cause, StorageInternalError | SQLAlchemyError) for cause in causes(error)):
                 raise  # the record's own trouble, and no fault of the trial's
             failure = Failure(cause="invalid_config", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
             return Draw(trial.number, trial.params, {}, 1, failure)
-        failpoint("trial drawn")
         trial.set_user_attr(_ATTEMPTS, 1)
         trial.set_user_attr(_CONFIG, json.dumps(config))
         return Draw(trial.number, trial.params, config, 1)
@@ -166,15 +163,34 @@ class TrialRecord:
         trial = self._trial(number)
         if candidate is not None:
             trial.set_user_attr(_CANDIDATE, candidate)
+        self._constrain(trial, metrics)
+        self._study.tell(number, [metrics[name] for name in self._space.objectives])
+        self.num_finished += 1
+
+    def stop(self, number: int, stop: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Tell the sampler that a trial was stopped early: it is no result.
+
+        Args:
+            stop: the rung, the values there and why, as JSON (`study.running.rungs.Stop`).
+            metrics: all of the trial's at that rung.
+        """
+        trial = self._trial(number)
+        goals = self._spec.description.at_rungs.items()
+        costs = [stop["values"][metric] * (1 if goal == "min" else -1) for metric, goal in goals]
+        trial.set_user_attr(STOPPED, {**stop, "costs": costs})
+        self._constrain(trial, metrics)
+        self._study.tell(number, state=TrialState.PRUNED)
+        self.num_stopped += 1
+
+    def _constrain(self, trial: optuna.Trial, metrics: Mapping[str, float]) -> None:
         for constraint in self._constraints:
             if str(constraint) not in trial.constraints:
                 trial.set_constraint(str(constraint), constraint.violation(metrics))
-        self._study.tell(number, [metrics[name] for name in self._space.objectives])
-        self.num_finished += 1
 
     def fail(self, number: int, failure: Failure) -> None:
         """End a trial without a result."""
         text = json.dumps({"cause": failure.cause, "error": failure.error})
+        self._drawer.sets.forget(number)
         self._trial(number).set_user_attr(_FAILURE, text)
         self._study.tell(number, state=TrialState.FAIL)
         self.num_failed += 1

@@ -4,6 +4,7 @@ Tune is the executor and holds no truth: every start is a fresh Tuner whose sear
 earlier session left unfinished, then draws new ones until the budget is drawn.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,12 +17,16 @@ from ray.tune.search import Searcher
 from search_spaces.space import Constraint, choose_representative
 from study.errors import UserError
 from study.recording.outbox import Outbox
+from study.running.early_stopping import Judge
+from study.running.flatness import Flatness
+from study.running.ledger import Spent
 from study.running.record import Draw, TrialRecord
 from study.running.retries import EqualBugs, Losses, loss_of
+from study.running.rungs import Stop
 from study.running.tell_order import TellOrder
 from study.spec import StudySpec
 from trainables.failpoints import failpoint
-from trainables.protocol import Assignment, Failure, Measurement, Offer, Report
+from trainables.protocol import STOPPED_FILE, Assignment, Failure, Measurement, Offer, Report
 
 
 class Watcher(Protocol):
@@ -30,6 +35,7 @@ class Watcher(Protocol):
     def trial_started(self, draw: Draw) -> None: ...
     def trial_measured(self, number: int, progress: float) -> None: ...
     def trial_finished(self, draw: Draw, metrics: Mapping[str, float], candidate: int | None) -> None: ...
+    def trial_stopped(self, draw: Draw, why: str) -> None: ...
     def trial_failed(self, draw: Draw, failure: Failure) -> None: ...
     def trial_lost(self, draw: Draw, failure: Failure) -> None: ...
 
@@ -43,6 +49,7 @@ class _Live:
     last_metrics: dict[str, float] = field(default_factory=dict)
     candidates: dict[int, dict[str, float]] = field(default_factory=dict)
     worker_tags: dict[str, str] = field(default_factory=dict)
+    cpu_seconds: float = 0.0  # that its worker has reported, and that no event has
 
 
 class StudySearcher(Searcher):
@@ -73,15 +80,34 @@ class StudySearcher(Searcher):
         self._max_concurrent = max_concurrent
         self._waiting = deque(record.unfinished)
         self._live: dict[str, _Live] = {}
+        self._judge = Judge(spec, outbox)
+        self._flatness = Flatness(spec.description.objectives)
+        self._constraints = [Constraint.parse(text) for text in spec.description.constraints]
         self._losses, self._bugs = Losses(), EqualBugs(spec.name)
-        num_told = record.num_finished + record.num_failed
+        self.spent = Spent(num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, past=outbox.ledgers().values())
+        num_told = record.num_finished + record.num_stopped + record.num_failed
         self._order = TellOrder(spec.lookahead, num_drawn=len(record), num_told=num_told, num_trials=spec.num_trials)
         self.interrupted = False
         self.error: Exception | None = None
+        for past in record.past:
+            self._flatness.add(past.values if past.feasible else None)
+        self._keep_to_stops()
+
+    def _keep_to_stops(self) -> None:
+        """Tell the record of trials that an earlier session stopped and could not tell: who was stopped stays so."""
+        for number in list(self._waiting):
+            if (end := self._outbox.stop_of(number)) is not None:
+                self._waiting.remove(number)
+                self._tell(number, partial(self._record.stop, number, end["stop"], end["metrics"]))
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the study ends because its front has stopped growing."""
+        return self._spec.until_flat and self._flatness.is_flat
 
     def suggest(self, trial_id: str) -> Any:
         """Give Tune the next trial, nothing for now (None), or nothing for ever (FINISHED)."""
-        nothing_left = not self._waiting and len(self._record) >= self._spec.num_trials
+        nothing_left = not self._waiting and (len(self._record) >= self._spec.num_trials or self.is_flat)
         if self.interrupted or (nothing_left and not self._live):
             return Searcher.FINISHED
         if nothing_left or len(self._live) >= self._max_concurrent() or not (self._waiting or self._order.may_draw()):
@@ -98,6 +124,7 @@ class StudySearcher(Searcher):
             self._order.drawn()
         failpoint("trial committed")
         self._live[trial_id] = _Live(draw)
+        self.spent.start(draw.number)
         self._outbox.put(
             "trial_start",
             f"trial/{draw.number}/start/{draw.attempt}",
@@ -144,9 +171,14 @@ class StudySearcher(Searcher):
             import_paths=self._spec.import_paths,
         )
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Hear a report that is not the last one."""
+    def hear(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Hear a report that is not the last one; return whether its trial is stopped early."""
+        was_live = trial_id in self._live
         self._hear(trial_id, result)
+        return was_live and trial_id not in self._live
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing more: Tune tells its scheduler first, and that one us (`hear`)."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Hear the last report of an attempt. Of an error, `LossCallback` tells more than Tune tells us here."""
@@ -162,24 +194,38 @@ class StudySearcher(Searcher):
         number = live.draw.number
         if report.attempt != live.draw.attempt:  # of a worker that was given up and lives
             return
+        live.cpu_seconds += report.cpu_seconds
+        stop = None
         for measurement in report.measurements:
             self._note_measurement(live, measurement, report)
             for offer in measurement.candidates:
                 self._note_candidate(live, measurement.step, offer)
+            stop = self._judge.hear(number, measurement) or stop
             self._watcher.trial_measured(number, measurement.progress)
         live.worker_tags = {"hostname": report.host, "pid": str(report.pid)}
         if report.failure is not None:
             self._fail(trial_id, report.failure)
         elif report.finished:
             self._finish(trial_id)
+        elif stop is not None:
+            self._stop(trial_id, stop)
 
     def _note_measurement(self, live: _Live, measurement: Measurement, report: Report) -> None:
         number, step = live.draw.number, measurement.step
+        is_brought = step <= report.resumed_step
+        cost: dict[str, Any] = {"took": measurement.took}
+        if is_brought:
+            cost["is_brought"] = True
+        else:
+            cost["cpu_seconds"], live.cpu_seconds = live.cpu_seconds, 0.0
+        if measurement.flops is not None:
+            cost["flops"] = measurement.flops
         data = {"step": step, "metrics": measurement.metrics, "progress": measurement.progress}
-        is_new = self._outbox.put("measurement", f"trial/{number}/step/{step}", data, trial=number)
-        if not is_new and step > report.resumed_step:
+        is_new = self._outbox.put("measurement", f"trial/{number}/step/{step}", data | cost, trial=number)
+        if not is_new and not is_brought:
             key = f"trial/{number}/repeat/{live.draw.attempt}/{step}"
-            self._outbox.put("repeat", key, {"seconds": report.seconds}, trial=number)
+            self._outbox.put("repeat", key, {"seconds": report.seconds, "step": step} | cost, trial=number)
+        self.spent.hear(number, measurement.flops, is_known=is_brought and not is_new)
         live.last_step, live.last_metrics = step, measurement.metrics
 
     def _note_candidate(self, live: _Live, step: int, offer: Offer) -> None:
@@ -194,12 +240,28 @@ class StudySearcher(Searcher):
         live = self._live.pop(trial_id)
         folder = self._spec.trial_folder(live.draw.number)
         results = {"model": folder.child("model").address, "charts": folder.child("charts").address}
-        self._end(live.draw, {"state": "finished", "tags": live.worker_tags} | results)
+        self._end(live, {"state": "finished", "tags": live.worker_tags} | results)
         candidate = self._representative(live)
         metrics = live.last_metrics if candidate is None else live.candidates[candidate]
         failpoint("end noted")
         self._tell(live.draw.number, partial(self._record.finish, live.draw.number, metrics, candidate))
+        is_feasible = all(constraint.violation(metrics) <= 0 for constraint in self._constraints)
+        self._flatness.add([metrics[name] for name in self._spec.description.objectives] if is_feasible else None)
         self._watcher.trial_finished(live.draw, metrics, candidate)
+
+    def _stop(self, trial_id: str, stop: Stop) -> None:
+        """End a trial whose values at a rung are not worth its going on."""
+        live = self._live.pop(trial_id)
+        number, told = live.draw.number, stop.to_json()
+        tags = live.worker_tags | {"stopped.rung": str(stop.rung), "stopped.why": stop.why}
+        with contextlib.suppress(OSError):  # then a worker may leave a checkpoint that nobody needs
+            self._spec.trial_folder(number).write(STOPPED_FILE, stop.why.encode())
+        end = {"state": "stopped", "tags": tags, "model": None, "charts": None, "stop": told, "metrics": live.last_metrics}
+        self._end(live, end)
+        failpoint("end noted")
+        self._tell(number, partial(self._record.stop, number, told, live.last_metrics))
+        self._flatness.add(None)
+        self._watcher.trial_stopped(live.draw, stop.why)
 
     def _tell(self, number: int, told: Callable[[], None]) -> None:
         """Tell the record now or when its turn comes; from then on nobody needs the trial's files any more."""
@@ -217,23 +279,27 @@ class StudySearcher(Searcher):
             return None
         description = self._spec.description
         metric, goal = next(iter((description.representative or description.objectives).items()))
-        constraints = [Constraint.parse(text) for text in description.constraints]
-        return choose_representative(live.candidates, constraints, metric, goal)
+        return choose_representative(live.candidates, self._constraints, metric, goal)
 
     def _fail(self, trial_id: str, failure: Failure) -> None:
         live = self._live.pop(trial_id)
         why = {"failure.cause": failure.cause, "failure.error": failure.error, "failure.traceback": failure.traceback}
-        self._end(live.draw, {"state": "failed", "tags": live.worker_tags | why, "model": None, "charts": None})
+        self._end(live, {"state": "failed", "tags": live.worker_tags | why, "model": None, "charts": None})
         failpoint("end noted")
         self._tell(live.draw.number, partial(self._record.fail, live.draw.number, failure))
         self._watcher.trial_failed(live.draw, failure)
         if failure.cause == "bug" and not self._record.num_finished:
             self._bugs.add(failure)
 
-    def _end(self, draw: Draw, data: dict[str, Any]) -> None:
-        steps, seconds = self._outbox.repeats(draw.number)
+    def _end(self, live: _Live, data: dict[str, Any]) -> None:
+        steps, seconds = self._outbox.repeats(live.draw.number)
         data["tags"] |= {"repeated_steps": str(steps), "repeated_seconds": f"{seconds:.3f}"} if steps else {}
-        self._outbox.put("trial_end", f"trial/{draw.number}/end/{draw.attempt}", data, trial=draw.number)
+        self._close_attempt("trial_end", live, data)
+
+    def _close_attempt(self, kind: str, live: _Live, data: dict[str, Any]) -> None:
+        number, cost = live.draw.number, {"cpu_seconds": live.cpu_seconds}
+        self._outbox.close_attempt(kind, number, live.draw.attempt, data | cost)
+        self.spent.end(number)
 
     def lost(self, trial_id: str, error: Exception) -> None:
         """An attempt broke down: hand the trial out again, unless it breaks down ever again without getting on."""
@@ -253,7 +319,7 @@ class StudySearcher(Searcher):
         del self._live[trial_id]
         self._waiting.append(number)
         data = {"tags": live.worker_tags | {"last_loss": f"{failure.cause}: {failure.error}"}}
-        self._outbox.put("trial_interrupted", f"trial/{number}/interrupted/{live.draw.attempt}", data, trial=number)
+        self._close_attempt("trial_interrupted", live, data)
         self._watcher.trial_lost(live.draw, failure)
 
     @property

@@ -21,6 +21,7 @@ from study.running.storage_probe import check_nodes_see_storage
 from study.spec import StudySpec
 
 if TYPE_CHECKING:
+    from study.running.ledger import Spent
     from study.running.placement import Placement
     from study.running.record import TrialRecord
 
@@ -30,10 +31,13 @@ class Outcome:
     """How a session ended.
 
     Attributes:
-        num_finished, num_failed: trials of the whole study, earlier sessions included.
+        num_finished, num_stopped, num_failed: trials of the whole study, earlier sessions included; stopped are those that
+            early stopping ended.
         num_unfinished: trials that were started and wait to go on.
         interrupted: somebody stopped it.
         time_is_up: the time budget stopped it.
+        limit: of what it may spend, the one that is spent, as a sentence; None for none.
+        is_flat: it ended before its budget, because its front had stopped growing.
     """
 
     name: str
@@ -43,11 +47,14 @@ class Outcome:
     num_unfinished: int
     interrupted: bool
     time_is_up: bool
+    num_stopped: int = 0
+    limit: str | None = None
+    is_flat: bool = False
 
     @property
     def is_complete(self) -> bool:
-        """The budget is spent."""
-        return not self.interrupted and not self.time_is_up
+        """Nothing is left to do: the budget is spent, or the front is flat and that is enough."""
+        return not self.interrupted and not self.time_is_up and self.limit is None
 
     @property
     def exit_code(self) -> int:
@@ -141,6 +148,7 @@ def _tune(
     from ray import tune
 
     from study.running.board import Board
+    from study.running.early_stopping import EarlyStopping
     from study.running.ray_watch import ray_watch
     from study.running.searcher import StudySearcher
     from study.running.tuner_hooks import (
@@ -153,9 +161,11 @@ def _tune(
     from trainables.ray_trainable import ExperimentTrainable
 
     placement, allowed = room
-    with Board(spec, record.past, record.num_failed, console) as board, tempfile.TemporaryDirectory() as scratch:
+    counts = {"num_failed": record.num_failed, "num_stopped": record.num_stopped}
+    with Board(spec, record.past, console, **counts) as board, tempfile.TemporaryDirectory() as scratch:
         searcher = StudySearcher(spec, record, outbox, board, max_concurrent=allowed)
-        stopper = StopWhenAsked(searcher, time_budget_s, folder.is_asked_to_stop)
+        stopper = StopWhenAsked(searcher, time_budget_s, folder.is_asked_to_stop, lambda: limit_spent(spec, searcher.spent))
+        stopper.stop_all()  # what is spent already draws no trial
         with (
             graceful_interrupt(searcher, console),
             ray_watch(searcher, spec.name, console, is_embedded=is_embedded),
@@ -164,7 +174,9 @@ def _tune(
         ):
             tune.Tuner(
                 tune.with_resources(ExperimentTrainable, placement.request()),
-                tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher, scheduler=EarlyStopping(searcher.hear), num_samples=-1, reuse_actors=True
+                ),
                 run_config=tune.RunConfig(
                     name="tune",
                     storage_path=scratch,
@@ -178,22 +190,47 @@ def _tune(
         spec,
         record,
         num_unfinished=searcher.num_unfinished,
-        interrupted=searcher.interrupted and not stopper.time_is_up,
+        interrupted=searcher.interrupted and not stopper.time_is_up and stopper.limit is None,
         time_is_up=stopper.time_is_up,
+        limit=stopper.limit,
+        is_flat=searcher.is_flat and len(record) < spec.num_trials,
     )
 
 
+_LIMITS = {"cpu_hours": "CPU-hours", "gpu_hours": "GPU-hours", "flops": "FLOP"}
+
+
+def limit_spent(spec: StudySpec, spent: "Spent") -> str | None:
+    """Which limit of a study is spent, and how to go on; None while there is something left of each."""
+    for name, unit in _LIMITS.items():
+        limit = getattr(spec.limits, name)
+        if limit is not None and getattr(spent, name) >= limit:
+            option = f"--{name.replace('_', '-')} {2 * limit:g}"
+            return f"its {limit:g} {unit} are spent; give it more: study resume {spec.name} {option}"
+    return None
+
+
 def _outcome(
-    spec: StudySpec, record: "TrialRecord", *, num_unfinished: int = 0, interrupted: bool = False, time_is_up: bool = False
+    spec: StudySpec,
+    record: "TrialRecord",
+    *,
+    num_unfinished: int = 0,
+    interrupted: bool = False,
+    time_is_up: bool = False,
+    limit: str | None = None,
+    is_flat: bool = False,
 ) -> Outcome:
     return Outcome(
         name=spec.name,
         num_trials=spec.num_trials,
         num_finished=record.num_finished,
         num_failed=record.num_failed,
+        num_stopped=record.num_stopped,
         num_unfinished=num_unfinished,
         interrupted=interrupted,
         time_is_up=time_is_up,
+        limit=limit,
+        is_flat=is_flat,
     )
 
 

@@ -90,16 +90,24 @@ class LossCallback(tune.Callback):
 
 
 class StopWhenAsked(tune.Stopper):
-    """Ends the run when it was interrupted, somebody asked for it, or its time is up, keeping what is done.
+    """Ends the run when it was interrupted, somebody asked for it, or its time or another limit is spent, keeping what is done.
 
     Args:
         is_asked: whether somebody did, from another terminal.
+        limit_spent: says which limit of the study is spent, if one is.
     """
 
-    def __init__(self, searcher: StudySearcher, time_budget_s: float | None, is_asked: Callable[[], bool]) -> None:
-        self._searcher, self._is_asked = searcher, is_asked
+    def __init__(
+        self,
+        searcher: StudySearcher,
+        time_budget_s: float | None,
+        is_asked: Callable[[], bool],
+        limit_spent: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._searcher, self._is_asked, self._limit_spent = searcher, is_asked, limit_spent
         self._deadline = None if time_budget_s is None else time.monotonic() + time_budget_s
         self.time_is_up = False
+        self.limit: str | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -107,6 +115,7 @@ class StopWhenAsked(tune.Stopper):
     def stop_all(self) -> bool:
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self.time_is_up = self._searcher.interrupted = True
-        if self._is_asked():
+        self.limit = self.limit or self._limit_spent()
+        if self.limit is not None or self._is_asked():
             self._searcher.interrupted = True
         return self._searcher.interrupted

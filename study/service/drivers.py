@@ -23,7 +23,8 @@ def launch(folder: StudyFolder, asked: Launch, address: str | None) -> None:
             f"a study's name must be new, but there is {folder.name!r} already; resume that, or choose another name"
         )
     _refuse_start(folder)
-    options = {"--trials": asked.trials, "--seed": asked.seed, "--sampler": asked.sampler, "--keep": asked.keep}
+    options: dict[str, str | int | None] = {"--trials": asked.trials, "--seed": asked.seed, "--keep": asked.keep}
+    options |= {"--sampler": asked.sampler, "--early-stopping": asked.early_stopping}
     start_driver(folder, ["launch", asked.space, "--name", folder.name, *_words(options), *_how(asked, address)])
 
 

@@ -9,7 +9,8 @@ from study.spec import KEEPS
 Value = float | str
 """A number; or one of the words NaN, Infinity and -Infinity, for the numbers that JSON lacks."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", examples=["first"], description="A study's name.")]
-Sampler = Literal["tpe", "nsga2", "random", "qmc", "gp"]
+Sampler = Literal["tpe", "nsga2", "nsga3", "gp", "cmaes", "qmc", "random"]
+EarlyStopping = Literal["none", "moasha", "asha", "median"]
 Keep = Literal["front", "all"]
 assert set(Keep.__args__) == set(KEEPS)  # type: ignore[attr-defined]
 _MANY = 1_000_000
@@ -31,6 +32,7 @@ class Launch(_Asked):
     trials: Annotated[int | None, Field(ge=1, le=_MANY, description="In all; null for the space's number.")] = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1, description="Of the search.")] = 0
     sampler: Sampler = "tpe"
+    early_stopping: Annotated[EarlyStopping, Field(description="moasha for several objectives; asha, median for one.")] = "none"
     max_concurrent: MaxConcurrent = None
     time_budget_s: TimeBudget = None
     keep: Annotated[Keep | None, Field(description="Models that stay in MLflow; null for front.")] = None
@@ -159,6 +161,14 @@ class Failure(BaseModel):
     traceback: str
 
 
+class Books(BaseModel):
+    """Where a trial's time went: wall seconds, CPU seconds and operations, by kind."""
+
+    seconds: dict[str, float]
+    cpu_seconds: dict[str, float]
+    flops: dict[str, float]
+
+
 class TrialLine(BaseModel):
     """A trial."""
 
@@ -170,6 +180,7 @@ class TrialLine(BaseModel):
     attempts: int
     repeated_steps: int
     repeated_seconds: float
+    ledger: Books | None
     host: str | None
     start_ms: int
     end_ms: int | None

@@ -128,6 +128,7 @@ def trial_line(study: Study, row: TrialRow) -> dict[str, Any]:
         "attempts": row.attempts,
         "repeated_steps": row.repeated_steps,
         "repeated_seconds": row.repeated_seconds,
+        "ledger": row.ledger and dataclasses.asdict(row.ledger),
         "host": row.host,
         "start_ms": row.start_ms,
         "end_ms": row.end_ms,

@@ -197,7 +197,7 @@ def go_on(home: Path, sampler: str, num_finished: int, num_more: int, clock: str
 
     def show() -> Board:
         console = Console(file=io.StringIO(), width=160, force_terminal=True)
-        board = Board(spec, record.past, record.num_failed, console)
+        board = Board(spec, record.past, console)
         console.print(board)
         return board
 

@@ -86,7 +86,7 @@ def study_arm(home: Path, name: str, stack: ExitStack, *, is_delivered: bool) ->
     searcher.suggest("trial")
 
     def hear(step: int) -> None:
-        searcher.on_trial_result("trial", results[step])
+        searcher.hear("trial", results[step])
         assert searcher.error is None
 
     results = Reports()

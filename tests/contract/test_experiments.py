@@ -109,6 +109,20 @@ def test_progress_never_falls_and_ends_at_exactly_one(experiment_class, make):
     assert seen[-1] == 1.0
 
 
+def test_operations_never_fall_go_on_from_a_state_and_are_some_in_the_end(experiment_class, make):
+    experiment, seen = make(experiment_class), [0.0]
+    while experiment.progress < 1.0:
+        experiment.step()
+        if experiment.flops() is None:
+            return
+        again = make(experiment_class)
+        again.load_state_dict(experiment.state_dict())
+        assert again.flops() == experiment.flops()
+        seen.append(experiment.flops())
+    assert seen == sorted(seen)
+    assert 0 < seen[-1] < float("inf")
+
+
 def test_config_is_frozen_keyword_only_and_survives_json(experiment_class):
     config = experiment_class.Config.tiny()
     again = experiment_class.Config(**json.loads(json.dumps(dataclasses.asdict(config))))

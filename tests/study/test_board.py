@@ -18,7 +18,7 @@ def shown(board):
 
 
 def make_board(past=()):
-    return Board(spec(), past, 0, Console(file=io.StringIO()))
+    return Board(spec(), past, Console(file=io.StringIO()))
 
 
 def test_the_front_is_the_same_whether_its_trials_finished_now_or_in_earlier_sessions():

@@ -14,6 +14,7 @@ from test_spec import spec
 from search_spaces import cmsp_curriculum
 from study.home import Home
 from study.running.record import TrialRecord
+from study.running.samplers import make_sampler
 from study.running.trial_storage import TrialStorage
 from trainables.protocol import Failure
 
@@ -76,9 +77,8 @@ def test_an_interrupted_study_draws_what_an_uninterrupted_one_draws(open_record)
     assert cut == straight
 
 
-def test_a_trial_whose_drawing_was_cut_short_is_drawn_to_the_end(open_record, monkeypatch):
-    whole = open_record("whole").draw()
-    record = open_record("cut")
+def cut_at_width(monkeypatch, draw):
+    """Draw a trial, and die before its width is drawn."""
     original = optuna.Trial.suggest_int
 
     def die_at_width(trial, name, *args, **kwargs):
@@ -88,12 +88,26 @@ def test_a_trial_whose_drawing_was_cut_short_is_drawn_to_the_end(open_record, mo
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(optuna.Trial, "suggest_int", die_at_width)
-        record.draw()
+        draw()
+
+
+def test_a_trial_whose_drawing_was_cut_short_was_never_there_and_is_drawn_as_it_would_have_been(open_record, monkeypatch):
+    whole = open_record("whole").draw()
+    cut_at_width(monkeypatch, open_record("cut").draw)
+    again = open_record("cut")
+    assert (len(again), again.unfinished) == (0, [])
+    assert again.draw() == whole
+
+
+def test_a_trial_of_which_a_record_has_some_parameters_is_drawn_to_the_end(open_record, monkeypatch):
+    """As studies have it that wrote down one parameter after another."""
+    whole = open_record("whole").draw()
+    study = open_record("cut")._study
+    study.sampler = make_sampler("tpe", 0, 0)
+    cut_at_width(monkeypatch, lambda: cmsp_curriculum.tiny().suggest(study.ask()))
     again = open_record("cut")
     assert again.unfinished == [0]
-    draw = again.draw_again(0)
-    assert draw.params == whole.params
-    assert draw.attempt == 1
+    assert again.draw_again(0) == whole
 
 
 def test_first_trials_come_first_and_count(open_record):
@@ -215,8 +229,8 @@ def test_a_record_that_fails_while_a_trial_is_drawn_fails_the_session_and_no_tri
         raise StorageInternalError("no answer") from sqlalchemy.exc.OperationalError("INSERT", {}, OSError("gone"))
 
     with monkeypatch.context() as patch, pytest.raises(StorageInternalError):
-        patch.setattr(_CachedStorage, "set_trial_param", fail)
+        patch.setattr(_CachedStorage, "create_new_trial", fail)
         record.draw()
     again = open_record()
-    assert (again.num_failed, again.unfinished) == (0, [0])
-    assert again.draw_again(0).failure is None
+    assert (again.num_failed, again.unfinished) == (0, [])
+    assert again.draw().failure is None

@@ -4,12 +4,13 @@ import dataclasses
 import sqlite3
 
 import pytest
+from optuna.trial import TrialState
 from test_spec import spec
 
 from search_spaces import cmsp_curriculum
 from study.home import Home
 from study.recording.outbox import Outbox
-from study.running.record import TrialRecord
+from study.running.record import STOPPED, TrialRecord
 from study.running.searcher import StudySearcher
 from trainables.protocol import Failure, Measurement, Report
 
@@ -18,13 +19,16 @@ class Watcher:
     """Remembers how trials finished."""
 
     def __init__(self):
-        self.finished, self.failed = [], []
+        self.finished, self.failed, self.stopped = [], [], []
 
     def trial_finished(self, draw, metrics, candidate):
         self.finished.append((draw.number, metrics, candidate))
 
     def trial_failed(self, draw, failure):
         self.failed.append(draw.number)
+
+    def trial_stopped(self, draw, why):
+        self.stopped.append((draw.number, why))
 
     def trial_started(self, *_): ...
     def trial_measured(self, *_): ...
@@ -38,11 +42,12 @@ def session(home):
     folder.path.mkdir(parents=True)
     boxes = []
 
-    def begin(**changes):
+    def begin(max_concurrent=1, early_stopping="none", **changes):
         space = dataclasses.replace(cmsp_curriculum.tiny(), **changes)
-        record, watcher = TrialRecord(folder, spec(space), space), Watcher()
+        own = dataclasses.replace(spec(space), early_stopping=early_stopping)
+        record, watcher = TrialRecord(folder, own, space), Watcher()
         boxes.append(Outbox(folder.outbox_file))
-        return StudySearcher(spec(space), record, boxes[-1], watcher, max_concurrent=lambda: 1), watcher, record
+        return StudySearcher(own, record, boxes[-1], watcher, max_concurrent=lambda: max_concurrent), watcher, record
 
     yield begin
     for box in boxes:
@@ -79,7 +84,7 @@ def events(kind):
 def test_a_candidate_is_an_event_with_its_metrics_and_its_files(session, home):
     searcher, _, _ = session()
     searcher.suggest("t")
-    searcher.on_trial_result("t", report(0, STEPS[:1], finished=False))
+    searcher.hear("t", report(0, STEPS[:1], finished=False))
     box = Outbox(Home().study("s").outbox_file)
     start, measured, first, second = box.pending(10)
     box.close()
@@ -95,7 +100,7 @@ def test_a_candidate_is_an_event_with_its_metrics_and_its_files(session, home):
 def test_the_best_feasible_candidate_stands_for_its_trial(session, representative, candidate):
     searcher, watcher, _ = session(representative=representative)
     searcher.suggest("t")
-    searcher.on_trial_result("t", report(0, STEPS[:1], finished=False))
+    searcher.hear("t", report(0, STEPS[:1], finished=False))
     searcher.on_trial_complete("t", report(0, STEPS[1:], finished=True))
     assert searcher.error is None
     chosen = CURVE[candidate]["metrics"]
@@ -145,15 +150,16 @@ def test_what_a_worker_says_that_was_given_up_is_not_heard(session):
 def test_steps_that_are_made_again_are_counted_with_their_seconds(session):
     first, *_ = session()
     first.suggest("t")
-    first.on_trial_result("t", report(0, STEPS[:1], finished=False))
+    first.hear("t", report(0, STEPS[:1], finished=False))
     again, *_ = session()
     again.suggest("t")
-    again.on_trial_result("t", report(0, STEPS[:1], finished=False, attempt=2, seconds=1.5))
+    again.hear("t", report(0, STEPS[:1], finished=False, attempt=2, seconds=1.5))
     again.on_trial_complete("t", report(0, STEPS[1:], finished=True, attempt=2, seconds=4.0))
     box = Outbox(Home().study("s").outbox_file)
     ends = [event.data["tags"] for event in box.pending(100) if event.kind == "trial_end"]
     box.close()
-    assert ends == [{"hostname": "h", "pid": "1", "repeated_steps": "1", "repeated_seconds": "1.500"}]
+    told = [{name: text for name, text in tags.items() if name != "ledger"} for tags in ends]
+    assert told == [{"hostname": "h", "pid": "1", "repeated_steps": "1", "repeated_seconds": "1.500"}]
 
 
 def fail(searcher, trial, error, cause="bug"):
@@ -198,3 +204,63 @@ def test_equal_bugs_after_a_success_do_not_end_the_session(session):
     for trial in range(1, 6):
         fail(searcher, trial, "KeyError: 'width'")
     assert searcher.error is None
+
+
+def rung_values(loss, parameters):
+    return metrics(1000.0, parameters) | {"composite_loss_bits": loss}
+
+
+def at_rung(trial, loss, *, parameters=100.0, attempt=1):
+    """A report at half of the way."""
+    return report(
+        trial, [Measurement(step=1, metrics=rung_values(loss, parameters), progress=0.5)], finished=False, attempt=attempt
+    )
+
+
+STOPPING = {"at_rungs": {"samples_to_convergence": "composite_loss_bits"}}
+RULE = "moasha:reduction=2,first=0.5,num_before=2"
+
+
+def stop_the_third(searcher):
+    """Three trials reach the only rung; the last and worst is stopped. Returns what the searcher said of each."""
+    said = []
+    for number, loss in enumerate((0.2, 0.3, 0.9)):
+        searcher.suggest(f"t{number}")
+        said.append(searcher.hear(f"t{number}", at_rung(number, loss)))
+    return said
+
+
+def test_a_trial_that_is_worse_at_a_rung_stops_and_everybody_hears_why(session, home):
+    searcher, watcher, record = session(early_stopping=RULE, max_concurrent=3, **STOPPING)
+    assert stop_the_third(searcher) == [False, False, True]
+    ((number, why),) = watcher.stopped
+    assert number == 2 and why
+    assert (record.num_stopped, record.num_finished, searcher.num_unfinished) == (1, 0, 2)
+    trial = record._study.get_trials()[2]
+    assert trial.state == TrialState.PRUNED and trial.values is None
+    assert trial.user_attrs[STOPPED]["values"] == {"composite_loss_bits": 0.9, "parameters": 100.0}
+    assert trial.constraints == {"fraction_converged >= 0.5": -0.5}
+    assert searcher.hear("t2", at_rung(2, 0.9)) is False  # too late: it is nobody's trial any more
+
+
+def test_a_trial_that_was_stopped_stays_so_though_the_driver_died_before_it_told(session, home):
+    searcher, _, record = session(early_stopping=RULE, max_concurrent=3, **STOPPING)
+    record.stop = None  # dies in telling
+    stop_the_third(searcher)
+    assert isinstance(searcher.error, TypeError)
+    again, _, record = session(early_stopping=RULE, max_concurrent=3, **STOPPING)
+    assert (record.num_stopped, again.num_unfinished) == (1, 2)
+    assert record._study.get_trials()[2].state == TrialState.PRUNED
+
+
+def test_a_resumed_study_judges_by_what_earlier_sessions_saw(session, home):
+    searcher, _, _ = session(early_stopping=RULE, max_concurrent=3, **STOPPING)
+    for number, loss in enumerate((0.2, 0.3)):
+        searcher.suggest(f"t{number}")
+        searcher.hear(f"t{number}", at_rung(number, loss))
+    again, _, _ = session(early_stopping=RULE, max_concurrent=3, num_trials=3, **STOPPING)
+    for number in (0, 1):
+        again.suggest(f"a{number}")
+        assert not again.hear(f"a{number}", at_rung(number, 0.2 + number / 10, attempt=2))
+    again.suggest("a2")
+    assert again.hear("a2", at_rung(2, 0.9))

@@ -27,7 +27,6 @@ from ray.exceptions import NodeDiedError, WorkerCrashedError
 from survival_model import Died, Doom, Store, growing
 from test_spec import spec
 
-import study.running.samplers
 from search_spaces.space import Constraint
 from study.home import Home
 from study.keeping import settling
@@ -38,6 +37,7 @@ from study.recording.tracking import PREFIX
 from study.recording.tracking_writer import StudyWriter
 from study.running import record, searcher
 from study.running.record import TrialRecord
+from study.running.samplers import make_sampler
 from study.running.searcher import StudySearcher
 from study.running.session import settle_ended
 from trainables import attempt, storage
@@ -49,7 +49,8 @@ NUM_TRIALS = 6
 CASES = [(sampler, lookahead) for sampler in ("tpe", "nsga2", "random") for lookahead in (None, 2, 3)]
 SOME_CASES = [("tpe", None), ("tpe", 2), ("nsga2", None), ("nsga2", 3), ("random", 2)]
 DRIVER, WORKER, WRITER = Doom(), Doom(), Doom()
-TPE, NSGA2 = optuna.samplers.TPESampler, study.running.samplers._SortedParents
+OPTIONS = {"tpe": {"n_startup_trials": 2, "n_ei_candidates": 4}, "nsga2": {"population_size": 2}, "random": {}}
+"""Samplers that soon look at the past."""
 RECORD_WRITES = (
     "_create_new_trial", "set_trial_param", "set_trial_user_attr", "set_trial_system_attr", "set_study_system_attr",
     "set_trial_state_values",
@@ -69,7 +70,7 @@ LOSSES = {"crash": lambda: WorkerCrashedError(), "node": lambda: NodeDiedError("
 
 @pytest.fixture(scope="module", autouse=True)
 def world_of_deaths():
-    """Deaths at every failpoint and before every write; samplers that soon look at the past; a disk that need not sync."""
+    """Deaths at every failpoint and before every write; a disk that need not sync."""
     optuna_storage = optuna.storages.RDBStorage
     with pytest.MonkeyPatch.context() as patch:
         for module, doom in (
@@ -89,8 +90,6 @@ def world_of_deaths():
         patch.setattr(outbox.Outbox, "put", DRIVER.before(Outbox.put, "put"))
         patch.setattr(outbox.Outbox, "mark_delivered", WRITER.before(Outbox.mark_delivered, "mark_delivered"))
         patch.setattr(outbox.Outbox, "remember_run", WRITER.before(Outbox.remember_run, "remember_run"))
-        patch.setattr(optuna.samplers, "TPESampler", functools.partial(TPE, n_startup_trials=2, n_ei_candidates=4))
-        patch.setattr(study.running.samplers, "_SortedParents", functools.partial(NSGA2, population_size=2))
         patch.setattr(rdb._VersionManager, "check_table_schema_compatibility", lambda _: None)  # most of an opening's time
         patch.setattr(storage.os, "fsync", lambda _: None)
         patch.setattr(attempt, "MAX_CHECKPOINT_SHARE", float("inf"))
@@ -122,7 +121,11 @@ class World:
         self.folder.path.mkdir(parents=True)
         self.space = growing(NUM_TRIALS)
         self.spec = dataclasses.replace(
-            description_once(), sampler=sampler, lookahead=lookahead, storage=f"{self._scratch.name}/storage"
+            description_once(),
+            sampler=sampler,
+            sampler_options=OPTIONS[sampler],
+            lookahead=lookahead,
+            storage=f"{self._scratch.name}/storage",
         )
         self.num_workers = lookahead or 1
         storage.Folder(f"{self.spec.storage}/s").write("study.json", b"{}")
@@ -228,7 +231,7 @@ class World:
             if report.finished or report.failure is not None:
                 self.session.searcher.on_trial_complete(tag, result)
             else:
-                self.session.searcher.on_trial_result(tag, result)
+                self.session.searcher.hear(tag, result)
         self.raise_what_the_searcher_met()
 
     def may_lose(self, tag: str) -> bool:
@@ -387,6 +390,7 @@ def kept_tags(run: Any) -> dict[str, str]:
         "last_loss",
         "repeated_steps",
         "repeated_seconds",
+        "ledger",
         "failure.traceback",
         "pid",
         "hostname",
@@ -555,16 +559,17 @@ def draw_all(sampler, cut_trial=None, num_writes=0):
     memory = optuna.storages.InMemoryStorage()
     drawn_by = optuna.create_study(directions=["minimize", "minimize"], storage=memory)
     doom, drawn = Doom(), []
+    options = {"population_size": 4} if sampler.startswith("nsga") else {}
     for name in ("set_trial_param", "set_trial_system_attr", "set_study_system_attr"):
         setattr(memory, name, doom.before(getattr(memory, name), name))
     for number in range(6):
-        drawn_by.sampler = study.running.samplers.make_sampler(sampler, 1, number)
+        drawn_by.sampler = make_sampler(sampler, 1, number, options)
         trial = drawn_by.ask()
         doom.coming = [num_writes] if number == cut_trial else []
         try:
             values = [trial.suggest_float(name, 0, 1) for name in "abc"]
         except Died:
-            drawn_by.sampler = study.running.samplers.make_sampler(sampler, 1, number)
+            drawn_by.sampler = make_sampler(sampler, 1, number, options)
             trial = optuna.Trial(drawn_by, trial._trial_id)
             values = [trial.suggest_float(name, 0, 1) for name in "abc"]
         doom.coming = []
@@ -579,12 +584,12 @@ def draw_all(sampler, cut_trial=None, num_writes=0):
         "tpe",
         "random",
         "nsga2",
+        "nsga3",
         "qmc",
     ],
 )
-def test_a_draw_that_is_cut_short_at_any_write_comes_out_as_it_would_have(sampler, monkeypatch):
-    monkeypatch.setattr(study.running.samplers, "_SortedParents", functools.partial(NSGA2, population_size=4))
+def test_a_draw_that_is_cut_short_at_any_write_comes_out_as_it_would_have(sampler):
     undisturbed_draws = draw_all(sampler)
-    for cut_trial in (1, 4):  # nsga2's fifth trial opens a generation
+    for cut_trial in (1, 4):  # the fifth trial of nsga2 and nsga3 opens a generation
         for num_writes in range(4):
             assert draw_all(sampler, cut_trial, num_writes) == undisturbed_draws, (cut_trial, num_writes)

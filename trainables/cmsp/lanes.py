@@ -18,7 +18,8 @@ from trainables.cmsp.networks import Shape, split_padded
 
 _CHUNK_NUMBERS = 2**17  # of one activation: half of a core's cache holds it
 _MIN_CHUNK_SAMPLES = 256  # fewer, and the calls cost more than the work
-_NUM_LANES = 4  # of a batched product, at least 2: with many more the products of one no longer run side by side
+_NUM_LANES = 4  # of a batched product, at least 2: with many more the products of one no longer run side by side,
+_GROUP_NUMBERS = 2**17  # unless they are small: so many numbers of one activation may lie in all of its lanes
 
 Layers = list[tuple[Tensor, Tensor]]
 """(weight, bias) of every linear layer, in padded sizes, with an axis of lanes in front."""
@@ -40,11 +41,12 @@ class Lanes:
     gradients: tuple[Layers, Layers]
 
 
-def form_lanes(shape: Shape, parameter_PF: Tensor, half_gradients: Layers) -> list[Lanes]:
-    """Divide a population into groups of a few networks.
+def form_lanes(shape: Shape, parameter_PF: Tensor, half_gradients: Layers, num_samples: int) -> list[Lanes]:
+    """Divide a population into groups of networks: of a few, or of many where calls cost more than the work.
 
     Args:
         half_gradients: with an axis of two halves before that of the networks.
+        num_samples: of a batch.
     """
     num_networks = len(parameter_PF)
     on_cpu = parameter_PF.device.type == "cpu"
@@ -53,7 +55,9 @@ def form_lanes(shape: Shape, parameter_PF: Tensor, half_gradients: Layers) -> li
         layers = split_padded(shape, parameter_PF.expand(2, -1))
         return [Lanes(first=0, size=1, halves=True, layers=layers, gradients=(both, both))]
     groups = []
-    num_groups = max(1, num_networks // _NUM_LANES) if on_cpu else 1
+    width = max(shape.padded.widths)
+    num_lanes = max(_NUM_LANES, _GROUP_NUMBERS // (width * _chunk_length(num_samples, width)))
+    num_groups = max(1, num_networks // num_lanes) if on_cpu else 1
     for group in range(num_groups):
         first, stop = (num_networks * edge // num_groups for edge in (group, group + 1))
         one, other = ([(weight[half, first:stop], bias[half, first:stop]) for weight, bias in half_gradients] for half in (0, 1))
@@ -118,8 +122,7 @@ def divide_samples(lanes: Lanes, num_samples: int, *, width: int) -> Iterator[Ch
     if lanes.layers[0][0].device.type != "cpu":
         yield Chunk(lanes=lanes, starts=(0,), length=num_samples, half=0, is_first=True, surplus=(0,))
         return
-    num_chunks = 2 * math.ceil(num_samples / (2 * max(_MIN_CHUNK_SAMPLES, _CHUNK_NUMBERS // width)))
-    length = math.ceil(num_samples / num_chunks)
+    num_chunks, length = _num_chunks(num_samples, width), _chunk_length(num_samples, width)
     edges = [num_samples * index // num_chunks for index in range(num_chunks + 1)]
     surplus = [start + length - stop for start, stop in pairwise(edges)]
     for place in range(0, num_chunks, 2):
@@ -130,3 +133,11 @@ def divide_samples(lanes: Lanes, num_samples: int, *, width: int) -> Iterator[Ch
             continue
         for half, (start, extra) in enumerate(zip(edges[pair], surplus[pair], strict=True)):
             yield Chunk(lanes=lanes, starts=(start,), length=length, half=half, is_first=is_first, surplus=(extra,))
+
+
+def _num_chunks(num_samples: int, width: int) -> int:
+    return 2 * math.ceil(num_samples / (2 * max(_MIN_CHUNK_SAMPLES, _CHUNK_NUMBERS // width)))
+
+
+def _chunk_length(num_samples: int, width: int) -> int:
+    return math.ceil(num_samples / _num_chunks(num_samples, width))

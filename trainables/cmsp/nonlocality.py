@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trainables.charts import Chart
+from trainables.clock import evaluating
 from trainables.cmsp.networks import join, probe_logits
 from trainables.cmsp.nonlocality_charts import draw_curves, draw_losses, draw_scores
 from trainables.cmsp.nonlocality_config import NonlocalityConfig
@@ -56,6 +57,7 @@ class Nonlocality(Experiment):
         self._curves: dict[str, SparsityCurve] = {}
         self._pruned: list[dict[str, Tensor]] = []
         self._recovery: Recovery | None = None
+        self._recovered_flops = 0.0  # of recoveries that are done
         networks = [initial_network(config.shape.layers, generator(seed, "weights")) for seed in config.seeds]
         self._training = Training(config, "pretraining", join(config.shape, networks).to(device))
 
@@ -71,7 +73,8 @@ class Nonlocality(Experiment):
     def _step_training(self, stage: Stage) -> None:
         start, self._update = self._update, min(self._update + self.config.updates_per_step, self._budgets[stage])
         self._training.run(start, self._update)
-        bits_C, accuracy_C = self._training.measure(self._updates_spent)
+        with evaluating():
+            bits_C, accuracy_C = self._training.measure(self._updates_spent)
         self._losses.append([self._updates_spent, *bits_C])
         self._accuracies = accuracy_C[:2]
         if self._update == self._budgets[stage]:
@@ -157,6 +160,18 @@ class Nonlocality(Experiment):
         overlap = mean_overlap(self._scores["before"])
         self._curves[stage] = SparsityCurve(config, accuracies, overlap=overlap, updates_before=self._updates_spent)
         self._pruned = [recovery.networks[name] for name in self._remembered(stage)]
+        self._recovered_flops += recovery.flops
+
+    def flops(self) -> float:
+        """Six a parameter and training sample: of the unpruned networks, and of the copies at their own sizes.
+
+        What scores read and Adam's own are not counted.
+        """
+        config, spent = self.config, self._updates_spent
+        pretraining = min(spent, config.pretraining_updates)
+        samples = pretraining * config.pretraining_samples * len(config.mixture) + (spent - pretraining) * config.lasso_samples
+        recovering = 0.0 if self._recovery is None else self._recovery.flops
+        return 6.0 * config.shape.num_parameters * config.num_seeds * samples + self._recovered_flops + recovering
 
     def _metrics(self) -> dict[str, float]:
         size = self.config.composite_size
@@ -183,6 +198,7 @@ class Nonlocality(Experiment):
             "curves": {stage: curve.state_dict() for stage, curve in self._curves.items()},
             "pruned": list(self._pruned),
             "recovery": None if self._recovery is None else self._recovery.state_dict(),
+            "recovered_flops": self._recovered_flops,
             "population": self._training.population.state_dict(),
         }
 
@@ -194,6 +210,7 @@ class Nonlocality(Experiment):
         self._rankings = [[score_H.to(self.device) for score_H in scores] for scores in state["rankings"]]
         self._curves = {stage: SparsityCurve(self.config, **fields) for stage, fields in state["curves"].items()}
         self._pruned = list(state["pruned"])
+        self._recovered_flops = state.get("recovered_flops", 0.0)  # older states have none
         phase: Literal["pretraining", "lasso"] = "lasso" if "lasso" in self._stages[: self._stage + 1] else "pretraining"
         self._training = Training(self.config, phase, self._training.population.parameter_PF)
         self._training.population.load_state_dict(state["population"])

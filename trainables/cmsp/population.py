@@ -57,7 +57,7 @@ class Population:
             (weight_PIO.new_zeros(2, *weight_PIO.shape), bias_P1O.new_zeros(2, *bias_P1O.shape))
             for weight_PIO, bias_P1O in split_padded(self.shape, parameter_PF)
         ]
-        self._lanes = form_lanes(self.shape, parameter_PF, self._half_gradients)
+        self._lanes: dict[int, list[Lanes]] = {}
         self._buffers: dict[tuple[int, int], _Buffers] = {}
 
     @property
@@ -90,7 +90,7 @@ class Population:
     def margins(self, x_PBI: Tensor) -> Tensor:
         """Logit of class 1 minus logit of class 0, for every sample: margin_PB."""
         margin_PB = x_PBI.new_empty(x_PBI.shape[:2])
-        for lanes in self._lanes:
+        for lanes in self._lanes_for(x_PBI.shape[1]):
             for chunk in divide_samples(lanes, x_PBI.shape[1], width=self._width):
                 chunk.put(margin_PB, self._forward(lanes, chunk.take(x_PBI))[1].squeeze(1))
         return margin_PB
@@ -98,7 +98,7 @@ class Population:
     def backward(self, x_PBI: Tensor, y_PB: Tensor) -> None:
         """Compute the gradient of every network's mean loss."""
         num_samples = x_PBI.shape[1]
-        for lanes in self._lanes:
+        for lanes in self._lanes_for(num_samples):
             for chunk in divide_samples(lanes, num_samples, width=self._width):
                 x_LCI = chunk.take(x_PBI)
                 buffers, margin_L1C = self._forward(lanes, x_LCI)
@@ -162,6 +162,11 @@ class Population:
         rate_P1 = (self._learning_rate_P1 / (1 - beta1**time)).float()
         self.parameter_PF.sub_(torch.mul(self._mean_PF, rate_P1, out=gradient_PF).div_(denominator_PF))
 
+    def _lanes_for(self, num_samples: int) -> list[Lanes]:
+        if num_samples not in self._lanes:
+            self._lanes[num_samples] = form_lanes(self.shape, self.parameter_PF, self._half_gradients, num_samples)
+        return self._lanes[num_samples]
+
     def _buffers_for(self, num_lanes: int, length: int) -> "_Buffers":
         """Memory for one chunk, taken once: fresh pages cost more than what is written on them."""
         key = (num_lanes, length)
@@ -170,9 +175,27 @@ class Population:
             self._buffers[key] = _Buffers(
                 activations=[empty(num_lanes, length, width) for width in self.shape.padded.widths],
                 errors=[empty(num_lanes, length, width) for width in self.shape.padded.widths],
-                one_LC1=self.parameter_PF.new_ones(1, 1, 1).expand(num_lanes, length, 1),
+                one_LC1=self.parameter_PF.new_ones(num_lanes, length, 1),  # expanded, its products would run one by one
             )
         return self._buffers[key]
+
+    @classmethod
+    def concatenate(cls, populations: Sequence["Population"]) -> "Population":
+        """The networks of several populations of one shape as one, copied; all must have made as many updates."""
+        first = populations[0]
+        whole = cls(first.shape, torch.cat([each.parameter_PF for each in populations]), [], adam_eps=first._adam_eps)
+        whole._mean_PF = torch.cat([each._mean_PF for each in populations])
+        whole._square_PF = torch.cat([each._square_PF for each in populations])
+        whole._learning_rate_P1 = torch.cat([each._learning_rate_P1 for each in populations])
+        whole._num_updates.copy_(first._num_updates)
+        return whole
+
+    def become(self, whole: "Population", part: slice) -> None:
+        """Take over the state of some networks of another population of the same shape, copied."""
+        self._mean_PF, self._square_PF = whole._mean_PF[part].clone(), whole._square_PF[part].clone()
+        self._learning_rate_P1 = whole._learning_rate_P1[part].clone()
+        self._num_updates.copy_(whole._num_updates)
+        self._hold(whole.parameter_PF[part].clone())
 
     def keep(self, index_P: Tensor) -> None:
         """Go on with these networks only; the others leave the batch."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainables.clock import evaluating
 from trainables.cmsp.networks import NUM_CLASSES, Shape, join, pad, split
 from trainables.cmsp.nonlocality_config import NonlocalityConfig
 from trainables.cmsp.population import TORCH_ADAM_EPS, Population
@@ -45,6 +46,11 @@ class Copy:
     code: Code
     network: Mapping[str, Tensor]
     keep: Sequence[Tensor]
+
+    def num_parameters(self, config: NonlocalityConfig) -> int:
+        """Of the copy itself, once it is cut."""
+        kept = [int(keep_H.sum()) for keep_H in self.keep]
+        return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise([config.task.num_inputs, *kept, NUM_CLASSES]))
 
     def width(self, config: NonlocalityConfig) -> int:
         """Of the population that it belongs to: its own widest layer, rounded up."""
@@ -90,6 +96,17 @@ class Recovery:
         left = 1.0 if self._group is None else 1 - self._group.update / max(1, self._config.recovery_updates)
         return 1 - (waiting + left * len(self._queue[self._turn])) / self._num_copies
 
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of training so far: six a parameter and sample of every copy."""
+        every, most = self._config.updates_per_evaluation, self._config.recovery_updates
+        return sum(
+            6.0 * copy.num_parameters(self._config) * self._config.recovery_samples * min(most, every * (num_measured - 1))
+            for part in self._queue
+            for copy in part
+            if (num_measured := len(self.accuracies[copy.name]))
+        )
+
     def advance(self, num_updates: int) -> None:
         """Make at least `num_updates`, up to the next measurement; of several populations where they are done sooner."""
         made = 0
@@ -109,7 +126,8 @@ class Recovery:
 
     def _measure(self, group: "_Group") -> None:
         """Measure all, remember networks, and let those go that make no mistake."""
-        accuracies = group.measure()
+        with evaluating():
+            accuracies = group.measure()
         check_finite({str(copy.name): a for copy, a in zip(group.copies, accuracies, strict=True)}, where="a pruned copy")
         for place, (copy, accuracy) in enumerate(zip(group.copies, accuracies, strict=True)):
             self.accuracies[copy.name].append(accuracy)

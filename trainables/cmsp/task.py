@@ -4,7 +4,7 @@ Axes: P networks, B samples, Y bytes of task bits, M control bits (one an atom),
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -56,15 +56,18 @@ class Batches:
     every batch has in common (control bits, the 1, zeros) is written once.
 
     Args:
-        counts: samples a network for each code; codes with none are left out.
+        counts: samples a network for each code; codes with none are left out. Of all networks, or of each its own, with as
+            many samples in all.
         key_P: one stream a network (`trainables.randomness.stream_key`), on the device that shall draw.
     """
 
-    def __init__(self, task: Task, counts: Mapping[Code, int], key_P: Tensor) -> None:
-        self.counts = {code: count for code, count in counts.items() if count > 0}
-        self.num_samples = sum(self.counts.values())
+    def __init__(self, task: Task, counts: Mapping[Code, int] | Sequence[Mapping[Code, int]], key_P: Tensor) -> None:
+        mixtures, place_P = _distinct([counts] if isinstance(counts, Mapping) else counts)
+        totals = {sum(mixture.values()) for mixture in mixtures}
+        self.num_samples = min(totals)
         require(self.num_samples > 0, "a batch must hold at least one sample", counts, "give some code a sample")
-        self.key_P = key_P
+        require(len(totals) == 1, "batches of all networks must be of one size", sorted(totals), "train them apart")
+        self.counts, self.key_P = counts, key_P
         device = key_P.device
         self._num_bytes = -(-task.num_task_bits // 8)
         self._num_task_bits = task.num_task_bits
@@ -72,17 +75,17 @@ class Batches:
         byte = torch.arange(256, device=device)
         self._bits_of_byte = ((byte[:, None] >> torch.arange(8, device=device)) & 1).float()
         self._parity_of_byte = self._bits_of_byte.sum(1).remainder(2)
-        control_BM, mask_BY = (table.to(device) for table in self._tables(task))
-        self._mask_BY = mask_BY
+        tables = [self._tables(task, mixture) for mixture in mixtures]
+        control_PBM, self._mask_PBY = (torch.stack(parts)[place_P].to(device) for parts in zip(*tables, strict=True))
         self._x_PBI = torch.zeros(len(key_P), self.num_samples, pad(task.num_inputs + 1), device=device)
-        self._x_PBI[..., : task.num_atoms] = control_BM
+        self._x_PBI[..., : task.num_atoms] = control_PBM
         self._x_PBI[..., task.num_inputs] = 1.0
         self._task_PBN = self._x_PBI[..., task.num_atoms : task.num_inputs]
 
-    def _tables(self, task: Task) -> tuple[Tensor, Tensor]:
+    def _tables(self, task: Task, counts: Mapping[Code, int]) -> tuple[Tensor, Tensor]:
         """Control bits of every sample, and which bits of its bytes its label sums."""
         controls, masks = [], []
-        for code, count in self.counts.items():
+        for code, count in counts.items():
             control_M = torch.zeros(task.num_atoms)
             control_M[list(code)] = 1.0
             mask_Y = torch.zeros(self._num_bytes, dtype=torch.uint8)
@@ -106,7 +109,18 @@ class Batches:
         return self._x_PBI, self._labels(byte_PBY)
 
     def _labels(self, byte_PBY: Tensor) -> Tensor:
-        folded_PB, *others = (byte_PBY & self._mask_BY).unbind(-1)
+        folded_PB, *others = (byte_PBY & self._mask_PBY).unbind(-1)
         for other_PB in others:
             folded_PB = folded_PB ^ other_PB
         return self._parity_of_byte.index_select(0, folded_PB.reshape(-1).int()).view(folded_PB.shape)
+
+
+def _distinct(mixtures: Sequence[Mapping[Code, int]]) -> tuple[list[dict[Code, int]], list[int]]:
+    """Mixtures that differ, without codes that get nothing; and of every mixture, its place among them."""
+    found = [{code: count for code, count in mixture.items() if count > 0} for mixture in mixtures]
+    keys = [tuple(mixture.items()) for mixture in found]
+    distinct = list(dict.fromkeys(keys))
+    places = [distinct.index(key) for key in keys]
+    if len(distinct) == 1:
+        places = [0]  # one for all, whatever their number
+    return [dict(key) for key in distinct], places

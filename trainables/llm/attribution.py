@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.charts import Chart
+from trainables.clock import evaluating
 from trainables.experiment import Account, DivergedError, Experiment
 from trainables.laws import require
 from trainables.llm.anatomy import neurons, residual
@@ -91,7 +92,8 @@ class Attribution(Experiment):
         if len(part):
             self._ablation_S = torch.cat([self._ablation_S, self._ablate(part)])
         self._check_finite()
-        return self._metrics()
+        with evaluating():
+            return self._metrics()
 
     def _score(self) -> dict[str, Tensor]:
         """What every score says of the sample."""
@@ -135,6 +137,11 @@ class Attribution(Experiment):
     @property
     def progress(self) -> float:
         return len(self._ablation_S) / len(self._sample)
+
+    def flops(self) -> float:
+        """Two a parameter and token that a unit's ablation read; what scores read is not counted."""
+        num_parameters = sum(tensor.numel() for tensor in self._tensors.values())
+        return 2.0 * num_parameters * len(self._ablation_S) * self._ablated_on.numel()
 
     def state_dict(self) -> dict[str, Any]:
         return {"scores": dict(self._scores), "ablation": self._ablation_S}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.charts import Chart
+from trainables.clock import evaluating
 from trainables.experiment import Account, DivergedError, Experiment, Removal
 from trainables.llm.anatomy import neurons
 from trainables.llm.base import base_recipes
@@ -99,7 +100,7 @@ class Narrowing(Experiment):
         budget = self.config.trainings[stage].updates
         self._run(self._trainer, min(self.config.updates_per_step, budget - self._trainer.update))
         self._ledger.note_training(stage, self._trainer.update, num_parameters(model))
-        self._ledger.note_losses(self._texts.losses(model))
+        self._measure(model)
         if self._trainer.update == budget:
             self._stage += 1
             self._trainer = self._lasso = None  # with the optimizer's state: nothing of it is needed again
@@ -122,9 +123,13 @@ class Narrowing(Experiment):
             num_tokens, self._kept = cut(model, self.config, self._texts.score_windows().to(self.device))
             self._ledger.note_scores(num_tokens, self._ledger.num_parameters)
             self._note_sizes()
-        self._ledger.note_losses(self._texts.losses(model))
+        self._measure(model)
         self._ledger.note_pruned()
         self._make_trainer("recovery")
+
+    def _measure(self, model: nn.Module) -> None:
+        with evaluating():
+            self._ledger.note_losses(self._texts.losses(model))
 
     def _note_sizes(self) -> None:
         self._ledger.note_sizes(*_sizes(self._model))
@@ -155,12 +160,16 @@ class Narrowing(Experiment):
         taught = copy.deepcopy(model)
         try:
             Trainer(taught, self._texts.stream("relearning", training), training).run(training.updates)
-            losses = [self._texts.loss_nats(taught, domain) for domain in self._texts.others]
+            losses = self._other_losses(taught)
         except DivergedError:  # a copy is lost, not the trial's model: at this rate nothing was relearned
-            losses = [self._texts.loss_nats(model, domain) for domain in self._texts.others]
+            losses = self._other_losses(model)
         self._relearned.append(sum(losses) / len(losses))
         if len(self._relearned) == len(config.relearning_rates):
             self._stage += 1
+
+    def _other_losses(self, model: nn.Module) -> list[float]:
+        with evaluating():
+            return [self._texts.loss_nats(model, domain) for domain in self._texts.others]
 
     @property
     def progress(self) -> float:
@@ -172,6 +181,12 @@ class Narrowing(Experiment):
         if self._stages[self._stage] == "relearning":
             done = len(self._relearned) * self.config.relearning.updates
         return (sum(works[: self._stage]) + done) / (sum(works) + 1)
+
+    def flops(self) -> float:
+        """As the metric `flops_spent`, and six a parameter and token for what relearning read."""
+        training = self.config.relearning
+        num_tokens = len(self._relearned) * training.updates * training.batch_size * training.length
+        return self._ledger.flops_spent + 6.0 * self._ledger.num_parameters * num_tokens
 
     def state_dict(self) -> dict[str, Any]:
         model = self._model

@@ -78,6 +78,10 @@ class Ledger:
         """Of the model as it was noted last."""
         return self._sizes["parameters"]
 
+    @property
+    def flops_spent(self) -> float:
+        return self._score_flops + sum(self._flops.values())
+
     def note_scores(self, num_tokens: int, num_parameters: int) -> None:
         """Scores read so many tokens, forward and backward."""
         self._score_tokens, self._score_flops = num_tokens, 6.0 * num_tokens * num_parameters
@@ -128,7 +132,7 @@ class Ledger:
             "tokens_spent": self.tokens_spent,
             "tokens_to_target": self.tokens_spent if to_target is None else to_target,
             "reached_target": float(to_target is not None),
-            "flops_spent": self._score_flops + sum(self._flops.values()),
+            "flops_spent": self.flops_spent,
             **size_metrics(self._sizes["parameters"], self.neurons, self._sizes["dimensions"]),
         }
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainables.charts import Chart
+from trainables.clock import evaluating
 from trainables.experiment import Account, Candidate, DivergedError, Experiment, Removal
 from trainables.laws import require
 from trainables.mnist.evaluation import dataset_of, evaluate_networks, evidence_of, probe_logits, test_images
@@ -62,6 +63,7 @@ class Narrowing(Experiment):
         self._teachers = [_to(given[f"teacher{seed}"], device) for seed in config.seeds] if given else []
         self._begun_with: dict[int, list[Tensor]] = {}  # of each seed that is pruned at once, what is kept of its teacher
         networks = [self._first_network(place) for place in range(config.num_seeds)]
+        self._begun_sizes = [sum(tensor.numel() for tensor in network.values()) for network in networks]
         self._training = Training(config, self._train, networks, self._teachers)
         self._num_checks = 0
         self._levels: list[list[Result | None]] = [[None] * config.num_seeds for _ in config.levels]
@@ -123,7 +125,9 @@ class Narrowing(Experiment):
         config, training = self.config, self._training
         training.run(config.samples_per_check // config.batch_size)
         self._num_checks += 1
-        for place, neurons, accuracy in zip(training.places, training.population.num_alive(), self._validate(), strict=True):
+        with evaluating():
+            accuracies = self._validate()
+        for place, neurons, accuracy in zip(training.places, training.population.num_alive(), accuracies, strict=True):
             self._note(place, neurons, accuracy)
         self._offer()
         staying = [place for place in training.places if self._levels[-1][place] is None]
@@ -160,15 +164,16 @@ class Narrowing(Experiment):
         return self.config.score_cost + self._num_checks * self.config.samples_per_check
 
     def _measure(self, place: int, validation_accuracy: float, *, reached: bool) -> Result:
-        return measure(
-            self._training.network(place),
-            self._kept_test,
-            self._other_test,
-            datapoints=self._datapoints,
-            validation_accuracy=validation_accuracy,
-            reached=reached,
-            kept_neurons=self._training.kept(place),
-        )
+        with evaluating():
+            return measure(
+                self._training.network(place),
+                self._kept_test,
+                self._other_test,
+                datapoints=self._datapoints,
+                validation_accuracy=validation_accuracy,
+                reached=reached,
+                kept_neurons=self._training.kept(place),
+            )
 
     def _offer(self) -> None:
         """Make candidates of the sizes that every network has passed by now; of sizes passed at once, the smallest."""
@@ -208,6 +213,14 @@ class Narrowing(Experiment):
         if all(self._levels[-1]) or self._num_checks >= self.config.num_checks:
             return 1.0
         return self._num_checks / self.config.num_checks
+
+    def flops(self) -> float:
+        """Six a parameter and training image of every network, at the size that it began with: a lasso's dead neurons compute.
+
+        What scores read, a teacher's answers and Adam's own are not counted.
+        """
+        parameters = sum(self._begun_sizes[int(place)] for place, *_ in self._history)  # once a check
+        return 6.0 * parameters * self.config.samples_per_check
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -416,8 +416,8 @@ async function submit(form, path, body, done) {
 
 $("launch").addEventListener("submit", async event => {
   event.preventDefault();
-  const form = event.target, {name, space, trials, seed, sampler} = Object.fromEntries(new FormData(form));
-  const body = {name, space, seed: Number(seed), sampler, ...(trials ? {trials: Number(trials)} : {})};
+  const form = event.target, {name, space, trials, seed, sampler, early_stopping} = Object.fromEntries(new FormData(form));
+  const body = {name, space, seed: Number(seed), sampler, early_stopping, ...(trials ? {trials: Number(trials)} : {})};
   if (await submit(form, "/api/v1/studies", body, `${name} is launched; its first trials begin in some seconds.`)) location.hash = encodeURIComponent(name);
 });
 $("extend").addEventListener("submit", async event => {

@@ -1,0 +1,50 @@
+"""The log of one trial: what its experiment logs and prints."""
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+
+from trainables.storage import Folder
+
+LOG_FILE = "log.txt"
+
+
+class TrialLog(logging.Handler):
+    """Collects what an experiment logs and prints, for the trial's own log file."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self._buffer = io.StringIO()
+
+    def restore(self, folder: Folder) -> None:
+        """Put the lines of earlier attempts first."""
+        with contextlib.suppress(FileNotFoundError):
+            text = folder.read(LOG_FILE).decode() + self._buffer.getvalue()
+            self._buffer.seek(0)  # the same buffer: what is printed already goes there
+            self._buffer.truncate()
+            self._buffer.write(text)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.write(self.format(record) + "\n")
+
+    def write(self, text: str) -> None:
+        self._buffer.write(text)
+
+    def text(self) -> str:
+        return self._buffer.getvalue()
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[None]:
+        """Send this package's log, everybody's warnings and printed lines here."""
+        science, root = logging.getLogger("trainables"), logging.getLogger()
+        level = science.level
+        root.addHandler(self)
+        science.setLevel(logging.INFO)
+        try:
+            with contextlib.redirect_stdout(self._buffer):
+                yield
+        finally:
+            science.setLevel(level)
+            root.removeHandler(self)
