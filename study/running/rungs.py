@@ -8,7 +8,7 @@ come after all others, and within a front those are better without whom it would
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -92,6 +92,18 @@ class StopRule:
         """Its fields; `StopRule(**fields)` is the rule again."""
         return dataclasses.asdict(self) | {"rungs": list(self.rungs)}
 
+    def check(self, objectives: Collection[str]) -> None:
+        """Check that the rule can compare trials by these.
+
+        Raises:
+            UserError: if there are several, and it is for one.
+        """
+        if self.name in _ONE_OBJECTIVE and len(objectives) != 1:
+            raise UserError(
+                f"early stopping by {self.name} must have one objective, but got {len(objectives)} ({', '.join(objectives)}); use "
+                "moasha, which compares trials by several"
+            )
+
     @property
     def levels(self) -> tuple[float, ...]:
         """Progress at each rung, rising; empty if nobody is ever stopped."""
@@ -145,11 +157,7 @@ class Rungs:
     """
 
     def __init__(self, rule: StopRule, goals: Mapping[str, str], constraints: Sequence[Constraint] = ()) -> None:
-        if rule.name in _ONE_OBJECTIVE and len(goals) != 1:
-            raise UserError(
-                f"{rule.name} must have one objective, but got {len(goals)} ({', '.join(goals)}); use moasha, which compares "
-                "trials by several"
-            )
+        rule.check(goals)
         self._rule = rule
         self._signs = {metric: 1.0 if goal == "min" else -1.0 for metric, goal in goals.items()}
         self._constraints = tuple(constraints)

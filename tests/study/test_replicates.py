@@ -5,53 +5,33 @@ from typing import Any
 
 import optuna
 import pytest
+from made_records import Records, drive
 from test_spec import spec
 
 from search_spaces import cmsp_curriculum
 from study.errors import UserError
-from study.home import Home
-from study.running.record import TrialRecord
 from study.running.replicates import STRIDE, check_replicates, first_of, of_replicate
 from study.running.samplers import make_sampler
 from trainables.cmsp.curriculum_config import CurriculumConfig
 
-METRICS = {"samples_to_convergence": 100.0, "parameters": 5.0, "fraction_converged": 1.0}
 GIVEN = {"related_atoms": 0, "width": 32, "learning_rate": 0.004}
 
 
 @pytest.fixture
-def open_record(home):
-    Home().prepare()
-
-    def open_it(name="s", suggest=None, first_trials=(), **changes):
-        folder = Home().study(name)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        tiny = cmsp_curriculum.tiny()
-        space = dataclasses.replace(tiny, suggest=suggest or tiny.suggest, first_trials=first_trials)
-        return TrialRecord(folder, spec(space, name=name, **changes), space)
-
-    return open_it
-
-
-def drive(record, num_trials):
-    drawn = []
-    for _ in range(num_trials):
-        draw = record.draw()
-        drawn.append((draw.params, draw.config))
-        record.finish(draw.number, METRICS | {"samples_to_convergence": float(draw.config["width"] + draw.number)})
-    return drawn
+def open_record(monkeypatch):
+    return Records(monkeypatch)
 
 
 def seeds(drawn):
-    return [CurriculumConfig(**config).seed for _, config in drawn]
+    return [CurriculumConfig(**config).seed for _, config, _ in drawn]
 
 
 def test_replicates_share_all_but_the_seed(open_record):
     drawn = drive(open_record(replicates=3), 6)
     for first in (0, 3):
-        params, config = drawn[first]
-        assert [found for found, _ in drawn[first : first + 3]] == [params] * 3
-        assert [{**found, "seed": 0} for _, found in drawn[first : first + 3]] == [{**config, "seed": 0}] * 3
+        params, config, _ = drawn[first]
+        assert [found for found, _, _ in drawn[first : first + 3]] == [params] * 3
+        assert [{**found, "seed": 0} for _, found, _ in drawn[first : first + 3]] == [{**config, "seed": 0}] * 3
     assert drawn[0][0] != drawn[3][0]
     assert seeds(drawn) == [0, STRIDE, 2 * STRIDE] * 2
 
@@ -70,14 +50,14 @@ def test_parameters_that_not_every_config_has_are_repeated(open_record):
         return {**cmsp_curriculum.tiny().suggest(optuna.trial.FixedTrial(GIVEN)), "learning_rate": share}
 
     drawn = drive(open_record(suggest=suggest, replicates=2, sampler="random"), 12)
-    assert drawn[0::2] == [(params, {k: v for k, v in config.items() if k != "seed"}) for params, config in drawn[1::2]]
-    assert {len(params) for params, _ in drawn} == {1, 2}
+    assert drawn[0::2] == [(p, {k: v for k, v in config.items() if k != "seed"}, None) for p, config, _ in drawn[1::2]]
+    assert {len(params) for params, _, _ in drawn} == {1, 2}
 
 
 def test_each_given_trial_has_its_replicates(open_record):
     other = {**GIVEN, "width": 16}
     drawn = drive(open_record(first_trials=(GIVEN, other), replicates=2), 5)
-    assert [params for params, _ in drawn[:4]] == [GIVEN, GIVEN, other, other]
+    assert [params for params, _, _ in drawn[:4]] == [GIVEN, GIVEN, other, other]
     assert drawn[4][0] not in (GIVEN, other)
 
 
@@ -85,7 +65,7 @@ def test_the_sampler_draws_the_parameter_sets_that_it_would_without_replicates(o
     for sampler in ("random", "qmc"):
         once = drive(open_record(f"{sampler}-1", sampler=sampler), 4)
         twice = drive(open_record(f"{sampler}-2", sampler=sampler, replicates=2), 8)
-        assert [params for params, _ in twice[::2]] == [params for params, _ in once]
+        assert [params for params, _, _ in twice[::2]] == [params for params, _, _ in once]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "gp"])

@@ -1,0 +1,184 @@
+"""How many updates does a search need that stops trials early, beside one that does not?
+
+    python tests/benchmarks/search_quality.py [cmsp digits] [--seeds 20] [--stopping moasha] [--json]
+
+Replays recorded learning curves (`record_curves.py`): a table of random draws of a space, each trained to its end. A policy takes
+trials from the table, each once, for four workers; a worker makes a trial's next measurement as soon as it has made the one
+before, and an update takes as long in every trial. What counts is the updates of all workers until the hypervolume of the
+finished, feasible trials is 95 % of the whole table's, from one reference point. A policy that never gets there counts as
+infinite. `random` takes trials in random order; `tpe` asks the study's TPE sampler and takes the trial nearest to what it draws
+that has not been run: stopped trials are told to it as stopped.
+"""
+
+import argparse
+import dataclasses
+import heapq
+import json
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from search_spaces.space import Constraint
+from study.fronts.hypervolume import hypervolume_over_time, reference_point
+from study.running.rungs import Rungs, StopRule
+
+FOLDER = Path(__file__).parent / "curves"
+NUM_WORKERS = 4
+ENOUGH = 0.95
+SAMPLERS = ("random", "tpe")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """One measurement."""
+
+    updates: int
+    progress: float
+    metrics: dict[str, float]
+
+
+class Table:
+    """The recorded trials of one space."""
+
+    def __init__(self, name: str) -> None:
+        table = pq.read_table(FOLDER / f"{name}.parquet")
+        about = json.loads(table.schema.metadata[b"curves"])
+        self.name, self.params = name, about["params"]
+        self.objectives, self.at_rungs = about["objectives"], about["at_rungs"]
+        self.constraints = [Constraint.parse(text) for text in about["constraints"]]
+        self.curves: list[list[Shown]] = [[] for _ in self.params]
+        for row in table.to_pylist():
+            metrics = {key: value for key, value in row.items() if key not in ("trial", "updates", "progress")}
+            self.curves[row["trial"]].append(Shown(row["updates"], row["progress"], metrics))
+        signs = np.array([1.0 if goal == "min" else -1.0 for goal in self.objectives.values()])
+        last = [curve[-1].metrics for curve in self.curves]
+        self.costs = signs * np.array([[metrics[name] for name in self.objectives] for metrics in last])
+        self.costs[[not self.is_feasible(metrics) for metrics in last]] = np.inf  # adds nothing to a hypervolume
+
+    def is_feasible(self, metrics: Mapping[str, float]) -> bool:
+        return all(constraint.violation(metrics) <= 0 for constraint in self.constraints)
+
+    @cached_property
+    def reference(self) -> np.ndarray:
+        return reference_point(self.costs)
+
+    @property
+    def volume(self) -> float:
+        """The hypervolume of the whole table."""
+        return float(hypervolume_over_time(self.costs, self.reference)[-1])
+
+    def facts(self) -> dict[str, Any]:
+        feasible = np.isfinite(self.costs).all(axis=1)
+        updates = [curve[-1].updates for curve in self.curves]
+        return {"trials": len(self.curves), "feasible": int(feasible.sum()), "updates": sum(updates)}
+
+
+class InRandomOrder:
+    """Takes the table's trials in random order."""
+
+    def __init__(self, table: Table, seed: int) -> None:
+        self._left = np.random.default_rng(seed).permutation(len(table.curves)).tolist()
+
+    def take(self) -> int | None:
+        return self._left.pop() if self._left else None
+
+    def tell(self, trial: int, metrics: Mapping[str, float], *, stopped: bool) -> None:
+        pass
+
+
+class ByTpe:
+    """Takes the trial nearest to what the study's TPE draws, and tells it how the trial ended."""
+
+    def __init__(self, table: Table, seed: int) -> None:
+        import optuna
+        from record_curves import SPACES
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._table, self._seed, self._suggest = table, seed, SPACES[table.name]().suggest
+        directions = ["minimize" if goal == "min" else "maximize" for goal in table.objectives.values()]
+        self._study = optuna.create_study(directions=directions)
+        self._left = list(range(len(table.curves)))
+        self._asked: dict[int, Any] = {}
+
+    def take(self) -> int | None:
+        import optuna
+
+        from study.running.samplers import make_sampler
+
+        if not self._left:
+            return None
+        self._study.sampler = make_sampler("tpe", self._seed, len(self._asked))
+        drawn = self._study.ask()
+        self._suggest(drawn)
+        self._study.tell(drawn, state=optuna.trial.TrialState.FAIL)  # it is not run: no sampler looks at it again
+        trial = min(self._left, key=lambda left: _distance(drawn, self._table.params[left]))
+        self._left.remove(trial)
+        self._study.enqueue_trial(self._table.params[trial])
+        self._asked[trial] = self._study.ask()
+        self._suggest(self._asked[trial])
+        return trial
+
+    def tell(self, trial: int, metrics: Mapping[str, float], *, stopped: bool) -> None:
+        import optuna
+
+        asked = self._asked[trial]
+        for constraint in self._table.constraints:
+            asked.set_constraint(str(constraint), constraint.violation(metrics))
+        if stopped:
+            self._study.tell(asked, state=optuna.trial.TrialState.PRUNED)
+        else:
+            self._study.tell(asked, [metrics[name] for name in self._table.objectives])
+
+
+def _distance(drawn: Any, params: Mapping[str, Any]) -> float:
+    """Of parameters from 0 to 1 along their ranges; categories, and what only one of the two has, differ by 1."""
+    total = float(len(drawn.params.keys() ^ params.keys()))
+    for name in drawn.params.keys() & params.keys():
+        distribution, values = drawn.distributions[name], (drawn.params[name], params[name])
+        if not hasattr(distribution, "low"):
+            total += values[0] != values[1]
+            continue
+        scale: Callable[[float], float] = math.log if distribution.log else float
+        span = scale(distribution.high) - scale(distribution.low)
+        total += ((scale(values[0]) - scale(values[1])) / span) ** 2
+    return total
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """One search: how the hypervolume of what has finished grew with the updates of all workers, and what became of the trials."""
+
+    updates: list[int]
+    trials: list[int]
+    num_stopped: int
+
+    def updates_until(self, table: Table, share: float) -> float:
+        """Updates until this share of the table's hypervolume; infinite if it is never there."""
+        volumes = hypervolume_over_time(table.costs[self.trials], table.reference)
+        enough = np.flatnonzero(volumes >= share * table.volume)
+        return float(self.updates[enough[0]]) if len(enough) else math.inf
+
+
+def replay(table: Table, policy: Any, rule: StopRule) -> Replay:
+    """Run four workers through a table."""
+    rungs = Rungs(rule, table.at_rungs, table.constraints)
+    updates, trials, num_stopped, made = [], [], 0, 0
+    waiting = [(0, worker, iter(()), None, 0) for worker in range(NUM_WORKERS)]  # when, who, what comes, of which trial, its updates
+    while waiting:
+        now, worker, curve, trial, before = heapq.heappop(waiting)
+        shown: Shown | None = next(curve, None)
+        if shown is None:
+            trial, before = policy.take(), 0
+            if trial is None:
+                continue
+            curve = iter(table.curves[trial])
+            shown = next(curve)
+        ...
+    return Replay(updates, trials, num_stopped)
