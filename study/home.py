@@ -105,6 +105,7 @@ class StudyFolder:
         self.spec_file = self.path / "spec.json"
         self.optuna_file = self.path / "optuna.db"
         self.record_file = self.path / "record.json"
+        self.warm_start_file = self.path / "warm_start.json"
         self.outbox_file = self.path / "outbox.db"
         self.writer_log = self.path / "writer.log"
         self._lock_file = self.path / "lock"

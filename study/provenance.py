@@ -84,6 +84,8 @@ def _fork_command(old: StudySpec, new: StudySpec) -> str:
             words += ["--sampler-set", f"{key}={json.dumps(value)}"]
     if new.given_trials != old.given_trials:
         words += ["--first", json.dumps(new.given_trials)]
+    if new.warm_start != old.warm_start:
+        words += [word for source in new.warm_start for word in ("--warm-start", source)]
     for option in ("seed", "replicates", "early_stopping"):
         if getattr(new, option) != getattr(old, option):
             words += [f"--{option.replace('_', '-')}", str(getattr(new, option))]
@@ -165,6 +167,7 @@ def session_tags(spec: StudySpec) -> dict[str, Any]:
         "sampler_options": spec.sampler_options,
         "replicates": str(spec.replicates),
         "early_stopping": spec.early_stopping,
+        "warm_start": list(spec.warm_start),
         "limits": {name: value for name, value in dataclasses.asdict(spec.limits).items() if value is not None},
         "seed": str(spec.seed),
         "storage": spec.storage,

@@ -56,6 +56,7 @@ def launch(
     replicates: int = 1,
     early_stopping: str = "none",
     given_trials: Sequence[Mapping[str, Any]] = (),
+    warm_start: Sequence[str] = (),
     limits: Limits | None = None,
     until_flat: bool = False,
     max_concurrent: int | None = None,
@@ -86,6 +87,7 @@ def launch(
         replicates: trials of every parameter set, each with a seed of its own.
         early_stopping: which trials end before their end, as `study.running.rungs.StopRule.parse` reads it.
         given_trials: parameters of the first trials, before those of the space.
+        warm_start: names of studies whose trials the sampler is to know from the start.
         limits: what the study may spend beside its trials; None for what it had, or no limit.
         until_flat: end when the front has stopped growing (`study.running.flatness`).
         max_concurrent: trials at once; None for as many as fit.
@@ -152,6 +154,8 @@ def launch(
             replicates=replicates,
             early_stopping=stopping,
             given_trials=tuple(dict(given) for given in given_trials),
+            warm_start=tuple(warm_start),
+            warm_start_digest=old.warm_start_digest if old else "",
             limits=(base.limits if base else Limits()).with_those_of(limits),
             until_flat=until_flat,
             seed=seed,
@@ -169,6 +173,8 @@ def launch(
             parents=old.parents if old else parent.as_parents() if parent else (),
             keep=keep or (base.keep if base else "front"),
         )
+        if warm_start and old is None:
+            spec = _started_warm(spec, folder)
         if old:
             refuse_drift(old, spec)
             notify(console, describe_changes(old, spec))
@@ -216,6 +222,14 @@ def _storage_lease(folder: StudyFolder, spec: StudySpec, console: Console) -> St
     return StorageLease(spec.study_folder, name=spec.name, study_id=spec.study_id, home=str(folder.home.path), on_lost=stop)
 
 
+def _started_warm(spec: StudySpec, folder: StudyFolder) -> StudySpec:
+    """Gather what other studies found, and keep it with the study."""
+    from study.running import warm_start
+
+    known = warm_start.gather(spec.warm_start, spec.description, home=folder.home.path)
+    return dataclasses.replace(spec, warm_start_digest=warm_start.save(folder.warm_start_file, known))
+
+
 def resume(
     name: str,
     *,
@@ -248,6 +262,7 @@ def resume(
             replicates=old.replicates,
             early_stopping=old.early_stopping,
             given_trials=old.given_trials,
+            warm_start=old.warm_start,
             limits=limits,
             until_flat=old.until_flat if until_flat is None else until_flat,
             max_concurrent=old.lookahead if max_concurrent is None else max_concurrent,

@@ -125,6 +125,8 @@ class StudySpec:
         replicates: trials of every parameter set, each with a seed of its own.
         early_stopping: which trials are stopped before their end, as `study.running.rungs` reads it.
         given_trials: parameters of trials that the launch asked for; they come before those of the space.
+        warm_start: studies whose trials its sampler knew from the start.
+        warm_start_digest: of what they were then (`study.running.warm_start`).
         limits: what the study may spend beside `num_trials`.
         until_flat: end when the front's hypervolume grows no more (`study.running.flatness`).
     """
@@ -157,6 +159,8 @@ class StudySpec:
     replicates: int = 1
     early_stopping: str = "none"
     given_trials: tuple[Mapping[str, Any], ...] = ()
+    warm_start: tuple[str, ...] = ()
+    warm_start_digest: str = ""
     limits: Limits = dataclasses.field(default_factory=lambda: Limits())
     until_flat: bool = False
 
@@ -177,6 +181,8 @@ class StudySpec:
             fields["sampler options"] = self.sampler_options
         if self.replicates != 1:
             fields["replicates"] = self.replicates
+        if self.warm_start:
+            fields |= {"warm start": list(self.warm_start), "what it found": self.warm_start_digest}
         return fields | {"sampler": self.sampler, "seed": self.seed}
 
     @property
@@ -224,7 +230,8 @@ class StudySpec:
             description[key] = tuple(description[key])
         fields["description"] = SpaceDescription(**description)
         fields["parents"] = tuple(Parent(**parent) for parent in fields.get("parents", ()))
-        fields["given_trials"] = tuple(fields.get("given_trials", ()))
+        for key in ("given_trials", "warm_start"):
+            fields[key] = tuple(fields.get(key, ()))
         fields["limits"] = Limits(**fields.get("limits", {}))
         return cls(**fields)
 

@@ -84,6 +84,12 @@ GivenTrials = Annotated[
 ]
 
 
+WarmStart = Annotated[
+    list[str] | None,
+    typer.Option(help="A study whose trials the sampler is to know from the start; may be repeated.", metavar="STUDY"),
+]
+
+
 def read_settings(option: str, settings: list[str] | None, example: str) -> dict[str, Any]:
     """Read KEY=VALUE: a JSON value where it is one, else text."""
     read: dict[str, Any] = {}

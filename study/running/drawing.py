@@ -4,7 +4,7 @@ What is drawn is no parameter set that the study has, as far as can be: such a o
 from another seed. The record and the study's seed decide all of it, so that a resumed study draws the same.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import optuna
@@ -45,14 +45,22 @@ class Drawer:
     Args:
         study: the record's.
         trials: those that it has.
+        known: trials of other studies (`study.running.warm_start`).
 
     Attributes:
         sets: the parameter sets that trials have, of those that did not fail.
         first_repeat: the first trial that had to take the parameters of another one, since no others were found.
     """
 
-    def __init__(self, study: optuna.Study, spec: StudySpec, space: StudySpace, trials: Iterable[FrozenTrial]) -> None:
-        self._study, self._spec, self._space = study, spec, space
+    def __init__(
+        self,
+        study: optuna.Study,
+        spec: StudySpec,
+        space: StudySpace,
+        trials: Iterable[FrozenTrial],
+        known: Sequence[FrozenTrial] = (),
+    ) -> None:
+        self._study, self._spec, self._space, self._known = study, spec, space, known
         self._ranges: dict[str, BaseDistribution] = {}
         self.sets = ParameterSets()
         self.first_repeat: int | None = None
@@ -103,7 +111,7 @@ class Drawer:
         return self._space.first_trials[position] if position < len(self._space.first_trials) else None
 
     def _take(self, number: int, given: Mapping[str, Any], make: Callable[[optuna.Trial], _D]) -> tuple[Rehearsal, _D]:
-        rehearsal = Rehearsal(self._study, number, given, self._ranges)
+        rehearsal = Rehearsal(self._study, number, given, self._ranges, self._known)
         trial = rehearsal.trial(self.sampler(number))
         if self._spec.sampler in ("nsga2", "nsga3") and number == first_of(number, self._spec.replicates):
             trial.relative_params  # noqa: B018  # so that it counts among its generation, as a drawn one does
@@ -113,7 +121,7 @@ class Drawer:
         """Draw until a parameter set is new, or none seems left: then take the sampler's first."""
         tries: list[tuple[Rehearsal, _D]] = []
         for sampler in self._samplers(number):
-            rehearsal = Rehearsal(self._study, number, None, self._ranges)
+            rehearsal = Rehearsal(self._study, number, None, self._ranges, self._known)
             tries.append((rehearsal, make(rehearsal.trial(sampler))))
             if tries[-1][1].failure is not None or self.sets.first_with(tries[-1][1].params) is None:
                 break

@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from search_spaces.space import Constraint, StudySpace
 from study.errors import causes
 from study.home import StudyFolder
+from study.running import warm_start
 from study.running.drawing import REPEATS, Drawer
 from study.running.record_place import RecordPlace
 from study.running.replicates import of_replicate
@@ -105,7 +106,9 @@ class TrialRecord:
             if t.state == TrialState.COMPLETE
         ]
 
-        self._drawer = Drawer(self._study, spec, space, trials)
+        told = warm_start.load(folder.warm_start_file, spec.warm_start_digest) if spec.warm_start else []
+        known = warm_start.as_trials(told, space, whole_only=spec.sampler != "tpe")
+        self._drawer = Drawer(self._study, spec, space, trials, known)
         cut_short = [number for number in self.unfinished if _CONFIG not in trials[number].user_attrs]
         self._redrawn = {number: self._draw_to_the_end(number) for number in cut_short}
 

@@ -2,7 +2,7 @@
 
 import copy
 import datetime
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -21,6 +21,7 @@ class Rehearsal:
     Args:
         number: of the trial.
         given: parameters that are not drawn.
+        known: trials of other studies, which samplers see before those of this one.
         ranges: those that parameters had in trials before; Optuna refuses others that do not fit.
 
     Attributes:
@@ -28,9 +29,14 @@ class Rehearsal:
     """
 
     def __init__(
-        self, study: optuna.Study, number: int, given: Mapping[str, Any] | None, ranges: Mapping[str, BaseDistribution]
+        self,
+        study: optuna.Study,
+        number: int,
+        given: Mapping[str, Any] | None,
+        ranges: Mapping[str, BaseDistribution],
+        known: Sequence[FrozenTrial] = (),
     ) -> None:
-        self._study, self._ranges = study, ranges
+        self._study, self._ranges, self._known = study, ranges, known
         self._storage = study._storage
         self.frozen = FrozenTrial(
             number=number,
@@ -94,9 +100,10 @@ class Rehearsal:
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """All trials of the record, and this one last."""
+        """All trials of other studies that are known, then of the record, and this one last."""
         trials = self._storage.get_all_trials(study_id, deepcopy=deepcopy, states=states)
-        return [*trials, *[self.frozen] * (states is None or TrialState.RUNNING in states)]
+        known = self._known if states is None or TrialState.COMPLETE in states else ()
+        return [*known, *trials, *[self.frozen] * (states is None or TrialState.RUNNING in states)]
 
     def get_n_trials(self, study_id: int, state: Any = None) -> int:
         states = (state,) if isinstance(state, TrialState) else state
