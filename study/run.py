@@ -59,6 +59,7 @@ def launch(
     warm_start: Sequence[str] = (),
     limits: Limits | None = None,
     until_flat: bool = False,
+    pack: int | None = None,
     max_concurrent: int | None = None,
     deterministic: bool = False,
     cpus_per_trial: float | None = None,
@@ -90,7 +91,8 @@ def launch(
         warm_start: names of studies whose trials the sampler is to know from the start.
         limits: what the study may spend beside its trials; None for what it had, or no limit.
         until_flat: end when the front has stopped growing (`study.running.flatness`).
-        max_concurrent: trials at once; None for as many as fit.
+        pack: trials of one shape that a worker may run as one program, where that pays; None for what it was, or 1.
+        max_concurrent: trials, or packs of them, at once; None for as many as fit.
         deterministic: draw and tell in one fixed order, whichever of `max_concurrent` workers is faster, so that the same
             study launched again, or interrupted, comes to the same trials.
         cpus_per_trial, gpus_per_trial: None for what the space says.
@@ -109,7 +111,7 @@ def launch(
     Raises:
         UserError: for every mistake that the caller can mend, before any trial is touched.
     """
-    check_numbers(trials=trials, max_concurrent=max_concurrent, replicates=replicates)
+    check_numbers(trials=trials, max_concurrent=max_concurrent, replicates=replicates, pack=pack)
     if deterministic and max_concurrent is None:
         raise UserError(
             "--deterministic needs --max-concurrent, since what a trial can know depends on it, but got none; use "
@@ -154,6 +156,7 @@ def launch(
             replicates=replicates,
             early_stopping=stopping,
             given_trials=tuple(dict(given) for given in given_trials),
+            pack=pack or (base.pack if base else 1),
             warm_start=tuple(warm_start),
             warm_start_digest=old.warm_start_digest if old else "",
             limits=(base.limits if base else Limits()).with_those_of(limits),
@@ -237,6 +240,7 @@ def resume(
     time_budget_s: float | None = None,
     limits: Limits | None = None,
     until_flat: bool | None = None,
+    pack: int | None = None,
     max_concurrent: int | None = None,
     address: str | None = None,
     home: str | Path | None = None,
@@ -263,6 +267,7 @@ def resume(
             early_stopping=old.early_stopping,
             given_trials=old.given_trials,
             warm_start=old.warm_start,
+            pack=pack,
             limits=limits,
             until_flat=old.until_flat if until_flat is None else until_flat,
             max_concurrent=old.lookahead if max_concurrent is None else max_concurrent,

@@ -127,6 +127,7 @@ class StudySpec:
         given_trials: parameters of trials that the launch asked for; they come before those of the space.
         warm_start: studies whose trials its sampler knew from the start.
         warm_start_digest: of what they were then (`study.running.warm_start`).
+        pack: trials of one shape that a worker may run as one program; only as many as pay are (`study.running.packing`).
         limits: what the study may spend beside `num_trials`.
         until_flat: end when the front's hypervolume grows no more (`study.running.flatness`).
     """
@@ -161,6 +162,7 @@ class StudySpec:
     given_trials: tuple[Mapping[str, Any], ...] = ()
     warm_start: tuple[str, ...] = ()
     warm_start_digest: str = ""
+    pack: int = 1
     limits: Limits = dataclasses.field(default_factory=lambda: Limits())
     until_flat: bool = False
 

@@ -149,7 +149,7 @@ class Attempt:
             raise self._broken
         experiment = self._experiment or self._begin()
         progress = self._checked_progress(experiment)
-        if progress < 1.0:
+        if made is not None or progress < 1.0:
             step = len(self._measurements) + 1
             try:
                 metrics, took = self._timed_step(experiment, step, made)

@@ -1,13 +1,15 @@
 """The one adapter that lets Ray Tune run any experiment. The only file of this package that imports Ray."""
 
 import contextlib
+from collections.abc import Collection
 from typing import Any
 
+import ray
 from ray import tune
 from ray.exceptions import WorkerCrashedError
 
-from trainables.attempt import Attempt
 from trainables.failures import FATAL_TO_THE_WORKER, SupersededError
+from trainables.parcel import Parcel
 from trainables.protocol import Assignment
 from trainables.storage import StorageError
 
@@ -25,30 +27,60 @@ class LostWorkerError(WorkerCrashedError):
         return str(self.args[0])
 
 
-class ExperimentTrainable(tune.Trainable):
-    """A warm worker: it runs one attempt after another without a new process.
+class StopBoard:
+    """Where workers with several trials see which of them are stopped early: an actor, made by the study.
 
-    Its config holds one key, `assignment`; its result holds `report`, both as JSON (`trainables.protocol`), and `done`.
-    Checkpoints are the attempt's own, in the trial's folder: they outlive Ray, its snapshots and its retries.
+    Args:
+        name: of the actor.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._actor: Any = ray.remote(num_cpus=0)(_Numbers).options(name=name).remote()
+
+    def add(self, number: int) -> None:
+        """Note a trial; whoever looks from now on sees it."""
+        ray.get(self._actor.add.remote(number))
+
+
+class _Numbers:
+    def __init__(self) -> None:
+        self._numbers: set[int] = set()
+
+    def add(self, number: int) -> None:
+        self._numbers.add(number)
+
+    def all(self) -> set[int]:
+        return self._numbers
+
+
+class ExperimentTrainable(tune.Trainable):
+    """A warm worker: it runs one attempt after another, or several together (`trainables.parcel`), without a new process.
+
+    Its config holds `assignments`, as JSON (`trainables.protocol`), and `stops`, the name of a `StopBoard` or None; its result
+    holds `reports`, as JSON, and `done`. Checkpoints are the attempts' own, in the trials' folders: they outlive Ray, its
+    snapshots and its retries.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._attempt = Attempt(Assignment.from_json(config["assignment"]))
+        self._parcel = Parcel([Assignment.from_json(text) for text in config["assignments"]])
+        self._stops = ray.get_actor(config["stops"]) if config["stops"] and len(self._parcel.trials) > 1 else None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        with contextlib.suppress(StorageError):  # the attempt before is over: its trouble is not the next one's
-            self._attempt.close()
+        with contextlib.suppress(StorageError):  # the attempts before are over: their trouble is not the next ones'
+            self._parcel.close()
         self.setup(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
+        stopped: Collection[int] = ray.get(self._stops.all.remote()) if self._stops is not None else ()
         try:
-            report = self._attempt.advance()
+            reports = self._parcel.advance(stopped)
         except FATAL_TO_THE_WORKER as error:
             lost = LostWorkerError(str(error))
             lost.preempted = isinstance(error, SupersededError)
             raise lost from error
-        return {"report": report.to_json(), "done": report.finished or report.failure is not None}
+        return {"reports": [report.to_json() for report in reports], "done": not self._parcel.trials}
 
     def cleanup(self) -> None:
-        self._attempt.close()
+        self._parcel.close()

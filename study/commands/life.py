@@ -16,6 +16,7 @@ from study.commands.options import (
     Keep,
     MaxConcurrent,
     Name,
+    Pack,
     Replicates,
     ReplicatesOrParents,
     Sampler,
@@ -66,6 +67,7 @@ def launch(
     gpu_hours: GpuHours = None,
     flops: Flops = None,
     until_flat: UntilFlat = False,
+    pack: Pack = None,
     max_concurrent: MaxConcurrent = None,
     deterministic: Annotated[
         bool, typer.Option(help="The same trials whichever worker is faster; needs --max-concurrent.", show_default=False)
@@ -110,6 +112,7 @@ def launch(
             early_stopping=early_stopping,
             limits=read_limits(cpu_hours, gpu_hours, flops),
             until_flat=until_flat,
+            pack=pack,
             max_concurrent=max_concurrent,
             deterministic=deterministic,
             cpus_per_trial=cpus_per_trial,
@@ -147,6 +150,7 @@ def fork(
     gpu_hours: GpuHours = None,
     flops: Flops = None,
     until_flat: UntilFlatOrBefore = None,
+    pack: Pack = None,
     max_concurrent: MaxConcurrent = None,
     deterministic: Annotated[
         bool | None, typer.Option(help="The same trials whichever worker is faster; needs --max-concurrent.")
@@ -183,6 +187,7 @@ def fork(
             early_stopping=early_stopping,
             limits=read_limits(cpu_hours, gpu_hours, flops),
             until_flat=until_flat,
+            pack=pack,
             max_concurrent=max_concurrent,
             deterministic=deterministic,
             cpus_per_trial=cpus_per_trial,
@@ -205,6 +210,7 @@ def resume(
     gpu_hours: GpuHours = None,
     flops: Flops = None,
     until_flat: UntilFlatOrBefore = None,
+    pack: Pack = None,
     max_concurrent: MaxConcurrent = None,
     address: Address = None,
     detach: Detach = False,
@@ -220,6 +226,7 @@ def resume(
             time_budget_s=time_budget,
             limits=read_limits(cpu_hours, gpu_hours, flops),
             until_flat=until_flat,
+            pack=pack,
             max_concurrent=max_concurrent,
             address=address,
             console=make_console(),

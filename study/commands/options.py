@@ -90,6 +90,11 @@ WarmStart = Annotated[
 ]
 
 
+Pack = Annotated[
+    int | None, typer.Option(help="Trials of one shape that a worker may run as one program, where that pays; by default 1.")
+]
+
+
 def read_settings(option: str, settings: list[str] | None, example: str) -> dict[str, Any]:
     """Read KEY=VALUE: a JSON value where it is one, else text."""
     read: dict[str, Any] = {}

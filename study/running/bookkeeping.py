@@ -64,10 +64,12 @@ class _Attempt:
         heard_ms: when something was heard of it last; at first, when it began.
         cpu_heard: CPU seconds that its worker has reported.
         steps: what its steps took, by kind.
+        share: of a slot, where several trials held one together.
     """
 
     start_ms: int
     heard_ms: int
+    share: float = 1.0
     cpu_heard: float = 0.0
     steps: dict[str, _Time] = field(default_factory=dict)
 
@@ -80,7 +82,7 @@ class _Attempt:
 
     @property
     def heard_seconds(self) -> float:
-        return (self.heard_ms - self.start_ms) / 1000
+        return self.share * (self.heard_ms - self.start_ms) / 1000
 
     def booked(self) -> dict[str, _Time]:
         """What was heard of it, by kind. Steps take no more than there was: the clocks of two hosts may differ."""
@@ -95,7 +97,7 @@ class _Attempt:
 
     def unheard(self, end_ms: int) -> _Time:
         """What went by since it was heard of; the CPU seconds are an estimate."""
-        wall, span = max(0, end_ms - self.heard_ms) / 1000, self.heard_seconds
+        wall, span = self.share * max(0, end_ms - self.heard_ms) / 1000, self.heard_seconds
         return _Time(wall, wall * (self.cpu_heard / span if span else _BUSY_CPUS))
 
 
@@ -117,7 +119,7 @@ class _Books:
     def note(self, event: Happening) -> None:
         attempt = self._attempt
         if event.kind == "trial_start":
-            self._attempt = _Attempt(event.time_ms, event.time_ms)
+            self._attempt = _Attempt(event.time_ms, event.time_ms, event.data.get("share", 1.0))
         elif attempt is not None and event.kind == "measurement":
             self._note_step(attempt, event)
         elif attempt is not None and event.kind == "repeat":

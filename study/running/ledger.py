@@ -80,16 +80,19 @@ class Spent:
         self._num_cpus, self._num_gpus = num_cpus, num_gpus
         total = Ledger.sum(past)
         self._closed_seconds, self._flops = total.held_seconds, sum(total.flops.values())
-        self._begun_s: dict[int, float] = {}  # of the attempts that are out, by trial
+        self._begun: dict[
+            int, tuple[float, float]
+        ] = {}  # of attempts that are out: since when, what share
         self._flops_so_far: dict[int, float] = {}  # of each of these, as it was heard last
 
-    def start(self, trial: int) -> None:
-        """A slot is held for a trial from now on."""
-        self._begun_s[trial], self._flops_so_far[trial] = time.monotonic(), 0.0
+    def start(self, trial: int, share: float = 1.0) -> None:
+        """A slot, or a share of one, is held for a trial from now on."""
+        self._begun[trial], self._flops_so_far[trial] = (time.monotonic(), share), 0.0
 
     def end(self, trial: int) -> None:
         """It no longer is."""
-        self._closed_seconds += time.monotonic() - self._begun_s.pop(trial)
+        begun_s, share = self._begun.pop(trial)
+        self._closed_seconds += share * (time.monotonic() - begun_s)
         del self._flops_so_far[trial]
 
     def hear(self, trial: int, flops: float | None, *, is_known: bool) -> None:
@@ -120,4 +123,4 @@ class Spent:
     @property
     def _held_hours(self) -> float:
         now_s = time.monotonic()
-        return (self._closed_seconds + sum(now_s - begun_s for begun_s in self._begun_s.values())) / 3600
+        return (self._closed_seconds + sum(share * (now_s - begun_s) for begun_s, share in self._begun.values())) / 3600

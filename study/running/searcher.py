@@ -5,6 +5,7 @@ earlier session left unfinished, then draws new ones until the budget is drawn.
 """
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from study.recording.outbox import Outbox
 from study.running.early_stopping import Judge
 from study.running.flatness import Flatness
 from study.running.ledger import Spent
+from study.running.packing import Packer
 from study.running.record import Draw, TrialRecord
 from study.running.retries import EqualBugs, Losses, loss_of
 from study.running.rungs import Stop
@@ -40,6 +42,14 @@ class Watcher(Protocol):
     def trial_lost(self, draw: Draw, failure: Failure) -> None: ...
 
 
+class Stops(Protocol):
+    """Tells workers which trials are stopped early."""
+
+    name: str
+
+    def add(self, number: int) -> None: ...
+
+
 @dataclass
 class _Live:
     """A trial that a worker has, or is to have."""
@@ -56,7 +66,8 @@ class StudySearcher(Searcher):
     """Draws, hands out, records.
 
     Args:
-        max_concurrent: trials that may be out at once; asked at every draw, since a cluster may grow.
+        max_concurrent: workers that may be out at once; asked at every draw, since a cluster may grow.
+        stops: where workers with several trials look who of them is stopped; None where no worker has several, or none stops.
 
     Attributes:
         interrupted: set it to end the session; what is out is left unfinished.
@@ -71,6 +82,7 @@ class StudySearcher(Searcher):
         watcher: Watcher,
         *,
         max_concurrent: Callable[[], int],
+        stops: "Stops | None" = None,
     ) -> None:
         super().__init__()
         self._spec = spec
@@ -78,8 +90,13 @@ class StudySearcher(Searcher):
         self._outbox = outbox
         self._watcher = watcher
         self._max_concurrent = max_concurrent
+        self._stops = stops
         self._waiting = deque(record.unfinished)
-        self._live: dict[str, _Live] = {}
+        self._drawn: deque[Draw] = deque()  # and not handed out yet
+        self._live: dict[int, _Live] = {}
+        self._errands: dict[str, set[int]] = {}  # trials that are out, by what Tune calls them: one worker's together
+        self._alone: set[int] = set()
+        self._packer = Packer(spec)
         self._judge = Judge(spec, outbox)
         self._flatness = Flatness(spec.description.objectives)
         self._constraints = [Constraint.parse(text) for text in spec.description.constraints]
@@ -107,36 +124,52 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Give Tune the next trial, nothing for now (None), or nothing for ever (FINISHED)."""
-        nothing_left = not self._waiting and (len(self._record) >= self._spec.num_trials or self.is_flat)
-        if self.interrupted or (nothing_left and not self._live):
+        waits = bool(self._waiting or self._drawn)
+        nothing_left = not waits and (len(self._record) >= self._spec.num_trials or self.is_flat)
+        if self.interrupted or (nothing_left and not self._errands):
             return Searcher.FINISHED
-        if nothing_left or len(self._live) >= self._max_concurrent() or not (self._waiting or self._order.may_draw()):
+        if nothing_left or len(self._errands) >= self._max_concurrent() or not (waits or self._order.may_draw()):
             return None
         with self._ours():
             return self._hand_out(trial_id)
         return Searcher.FINISHED
 
     def _hand_out(self, trial_id: str) -> dict[str, Any] | None:
-        if self._waiting:
-            draw = self._record.draw_again(self._waiting.popleft())
-        else:
-            draw = self._record.draw()
-            self._order.drawn()
+        if not self._drawn:
+            self._draw()
+        draws = self._packer.take(self._drawn, self._alone)
+        self._errands[trial_id] = {draw.number for draw in draws}
+        for draw in draws:
+            self._begin(draw, share=1 / len(draws))
+        for draw in draws:
+            if draw.failure is not None:
+                self._fail(draw.number, draw.failure)
+        assignments = [self._assignment(draw).to_json() for draw in draws if draw.failure is None]
+        return {"assignments": assignments, "stops": self._stops and self._stops.name} if assignments else None
+
+    def _draw(self) -> None:
+        """Draw as many as a worker may have at once, and no more than leave the others something to do."""
+        left = len(self._waiting) or self._spec.num_trials - len(self._record)
+        for _ in range(min(self._spec.pack, math.ceil(left / self._max_concurrent()))):
+            if self._waiting:
+                self._drawn.append(self._record.draw_again(self._waiting.popleft()))
+            elif not self._drawn or self._order.may_draw():
+                self._drawn.append(self._record.draw())
+                self._order.drawn()
         failpoint("trial committed")
-        self._live[trial_id] = _Live(draw)
-        self.spent.start(draw.number)
+
+    def _begin(self, draw: Draw, *, share: float) -> None:
+        """Note that a worker gets a trial, and with it a share of what the worker holds."""
+        self._live[draw.number] = _Live(draw)
+        self.spent.start(draw.number, share)
         self._outbox.put(
             "trial_start",
             f"trial/{draw.number}/start/{draw.attempt}",
-            {"params": draw.params, "attempt": draw.attempt, "tags": self._start_tags(draw)},
+            {"params": draw.params, "attempt": draw.attempt, "tags": self._start_tags(draw), "share": share},
             trial=draw.number,
         )
         failpoint("trial noted")
         self._watcher.trial_started(draw)
-        if draw.failure is not None:
-            self._fail(trial_id, draw.failure)
-            return None
-        return {"assignment": self._assignment(draw).to_json()}
 
     @contextmanager
     def _ours(self) -> Iterator[None]:
@@ -172,10 +205,10 @@ class StudySearcher(Searcher):
         )
 
     def hear(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Hear a report that is not the last one; return whether its trial is stopped early."""
-        was_live = trial_id in self._live
+        """Hear a worker's report that is not its last one; return whether none of its trials goes on."""
+        was_out = trial_id in self._errands
         self._hear(trial_id, result)
-        return was_live and trial_id not in self._live
+        return was_out and trial_id not in self._errands
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing more: Tune tells its scheduler first, and that one us (`hear`)."""
@@ -185,12 +218,13 @@ class StudySearcher(Searcher):
         self._hear(trial_id, result or {})
 
     def _hear(self, trial_id: str, result: dict[str, Any]) -> None:
-        if "report" in result and trial_id in self._live and self.error is None:
-            with self._ours():
-                self._note(trial_id, Report.from_json(result["report"]))
+        for text in result.get("reports", ()):
+            report = Report.from_json(text)
+            if report.trial in self._errands.get(trial_id, ()) and self.error is None:
+                with self._ours():
+                    self._note(self._live[report.trial], report)
 
-    def _note(self, trial_id: str, report: Report) -> None:
-        live = self._live[trial_id]
+    def _note(self, live: _Live, report: Report) -> None:
         number = live.draw.number
         if report.attempt != live.draw.attempt:  # of a worker that was given up and lives
             return
@@ -204,11 +238,11 @@ class StudySearcher(Searcher):
             self._watcher.trial_measured(number, measurement.progress)
         live.worker_tags = {"hostname": report.host, "pid": str(report.pid)}
         if report.failure is not None:
-            self._fail(trial_id, report.failure)
+            self._fail(number, report.failure)
         elif report.finished:
-            self._finish(trial_id)
+            self._finish(number)
         elif stop is not None:
-            self._stop(trial_id, stop)
+            self._stop(number, stop)
 
     def _note_measurement(self, live: _Live, measurement: Measurement, report: Report) -> None:
         number, step = live.draw.number, measurement.step
@@ -235,9 +269,17 @@ class StudySearcher(Searcher):
         data = {"step": step, "params": live.draw.params, "model": model, "number": candidate, "metrics": offer["metrics"]}
         self._outbox.put("candidate", f"trial/{number}/candidate/{candidate}", data, trial=number)
 
-    def _finish(self, trial_id: str) -> None:
+    def _leave(self, number: int) -> _Live:
+        """Take a trial back from its worker."""
+        trial_id = next(trial_id for trial_id, numbers in self._errands.items() if number in numbers)
+        self._errands[trial_id].remove(number)
+        if not self._errands[trial_id]:
+            del self._errands[trial_id]
+        return self._live.pop(number)
+
+    def _finish(self, number: int) -> None:
         """Outbox first, record second: a crash between the two hands the trial out again, already finished."""
-        live = self._live.pop(trial_id)
+        live = self._leave(number)
         folder = self._spec.trial_folder(live.draw.number)
         results = {"model": folder.child("model").address, "charts": folder.child("charts").address}
         self._end(live, {"state": "finished", "tags": live.worker_tags} | results)
@@ -249,15 +291,16 @@ class StudySearcher(Searcher):
         self._flatness.add([metrics[name] for name in self._spec.description.objectives] if is_feasible else None)
         self._watcher.trial_finished(live.draw, metrics, candidate)
 
-    def _stop(self, trial_id: str, stop: Stop) -> None:
+    def _stop(self, number: int, stop: Stop) -> None:
         """End a trial whose values at a rung are not worth its going on."""
-        live = self._live.pop(trial_id)
-        number, told = live.draw.number, stop.to_json()
+        live, told = self._leave(number), stop.to_json()
         tags = live.worker_tags | {"stopped.rung": str(stop.rung), "stopped.why": stop.why}
         with contextlib.suppress(OSError):  # then a worker may leave a checkpoint that nobody needs
             self._spec.trial_folder(number).write(STOPPED_FILE, stop.why.encode())
         end = {"state": "stopped", "tags": tags, "model": None, "charts": None, "stop": told, "metrics": live.last_metrics}
         self._end(live, end)
+        if self._stops is not None:
+            self._stops.add(number)
         failpoint("end noted")
         self._tell(number, partial(self._record.stop, number, told, live.last_metrics))
         self._flatness.add(None)
@@ -281,8 +324,8 @@ class StudySearcher(Searcher):
         metric, goal = next(iter((description.representative or description.objectives).items()))
         return choose_representative(live.candidates, self._constraints, metric, goal)
 
-    def _fail(self, trial_id: str, failure: Failure) -> None:
-        live = self._live.pop(trial_id)
+    def _fail(self, number: int, failure: Failure) -> None:
+        live = self._leave(number)
         why = {"failure.cause": failure.cause, "failure.error": failure.error, "failure.traceback": failure.traceback}
         self._end(live, {"state": "failed", "tags": live.worker_tags | why, "model": None, "charts": None})
         failpoint("end noted")
@@ -302,21 +345,20 @@ class StudySearcher(Searcher):
         self.spent.end(number)
 
     def lost(self, trial_id: str, error: Exception) -> None:
-        """An attempt broke down: hand the trial out again, unless it breaks down ever again without getting on."""
-        if trial_id in self._live:
+        """A worker broke down: hand its trials out again, each alone, unless one breaks down ever again without getting on."""
+        for number in sorted(self._errands.get(trial_id, ())):
             with self._ours():
-                self._lose(trial_id, error)
+                self._lose(number, loss_of(error))
 
-    def _lose(self, trial_id: str, error: Exception) -> None:
-        live = self._live[trial_id]
-        number = live.draw.number
-        failure = loss_of(error)
+    def _lose(self, number: int, failure: Failure) -> None:
+        live = self._live[number]
         if self._losses.is_last(number, failure.cause, live.last_step):
             if failure.cause == "storage":
                 raise UserError(failure.error.partition(": ")[2] or failure.error)
-            self._fail(trial_id, failure)
+            self._fail(number, failure)
             return
-        del self._live[trial_id]
+        self._leave(number)
+        self._alone.add(number)
         self._waiting.append(number)
         data = {"tags": live.worker_tags | {"last_loss": f"{failure.cause}: {failure.error}"}}
         self._close_attempt("trial_interrupted", live, data)
@@ -325,7 +367,7 @@ class StudySearcher(Searcher):
     @property
     def num_unfinished(self) -> int:
         """Trials that are out, wait to go out again, or whose end waits for that of an earlier one."""
-        return len(self._live) + len(self._waiting) + self._order.num_waiting
+        return len(self._live) + len(self._drawn) + len(self._waiting) + self._order.num_waiting
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher into snapshots that nobody here reads: the record is on disk already."""

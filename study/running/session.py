@@ -105,7 +105,7 @@ def run_session(
             outcome = _outcome(spec, record)
         else:
             room = placement, allowed
-            outcome = _tune(folder, spec, record, outbox, room, time_budget_s, console, is_embedded=address is None)
+            outcome = _tune(folder, spec, record, outbox, room, time_budget_s, console, session, is_embedded=address is None)
         delivery.final_status = "FINISHED" if outcome.is_complete else "KILLED"
     return outcome
 
@@ -141,6 +141,7 @@ def _tune(
     room: "tuple[Placement, Callable[[], int]]",
     time_budget_s: float | None,
     console: Console,
+    session: int,
     *,
     is_embedded: bool,
 ) -> Outcome:
@@ -158,12 +159,13 @@ def _tune(
         graceful_interrupt,
         what_the_searcher_knows_first,
     )
-    from trainables.ray_trainable import ExperimentTrainable
+    from trainables.ray_trainable import ExperimentTrainable, StopBoard
 
     placement, allowed = room
     counts = {"num_failed": record.num_failed, "num_stopped": record.num_stopped}
     with Board(spec, record.past, console, **counts) as board, tempfile.TemporaryDirectory() as scratch:
-        searcher = StudySearcher(spec, record, outbox, board, max_concurrent=allowed)
+        stops = StopBoard(f"stops-{spec.study_id}-{session}") if spec.pack > 1 and spec.early_stopping != "none" else None
+        searcher = StudySearcher(spec, record, outbox, board, max_concurrent=allowed, stops=stops)
         stopper = StopWhenAsked(searcher, time_budget_s, folder.is_asked_to_stop, lambda: limit_spent(spec, searcher.spent))
         stopper.stop_all()  # what is spent already draws no trial
         with (

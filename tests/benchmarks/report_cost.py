@@ -104,7 +104,7 @@ class Reports(dict[int, dict[str, Any]]):
     def __missing__(self, step: int) -> dict[str, Any]:
         measurement = Measurement(step=step, metrics=metrics_at(step), progress=step / STEPS_PER_TRIAL)
         report = Report(trial=0, attempt=1, measurements=[measurement], finished=False, failure=None, host="host", pid=1)
-        self[step] = {"report": report.to_json()}
+        self[step] = {"reports": [report.to_json()]}
         return self[step]
 
 

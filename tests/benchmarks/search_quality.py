@@ -10,14 +10,11 @@ infinite. `random` takes trials in random order; `tpe` asks the study's TPE samp
 that has not been run: stopped trials are told to it as stopped.
 """
 
-import argparse
 import dataclasses
 import heapq
 import json
 import math
-import os
-import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -170,7 +167,9 @@ def replay(table: Table, policy: Any, rule: StopRule) -> Replay:
     """Run four workers through a table."""
     rungs = Rungs(rule, table.at_rungs, table.constraints)
     updates, trials, num_stopped, made = [], [], 0, 0
-    waiting = [(0, worker, iter(()), None, 0) for worker in range(NUM_WORKERS)]  # when, who, what comes, of which trial, its updates
+    waiting = [
+        (0, worker, iter(()), None, 0) for worker in range(NUM_WORKERS)
+    ]  # when, who, what comes, of which trial, its updates
     while waiting:
         now, worker, curve, trial, before = heapq.heappop(waiting)
         shown: Shown | None = next(curve, None)

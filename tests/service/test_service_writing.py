@@ -64,8 +64,8 @@ def test_a_launch_is_words_for_the_command_and_is_accepted_at_once(client, start
     assert (name, words[:4]) == ("new", ["launch", "cmsp_curriculum:tiny", "--name", "new"])
     options = dict(zip(words[4::2], words[5::2], strict=True))
     assert options == {
-        "--trials": "7", "--seed": "3", "--sampler": "random", "--keep": "all", "--early-stopping": "none", "--max-concurrent": "2", "--time-budget": "60.5",
-        "--address": "auto",
+        "--trials": "7", "--seed": "3", "--sampler": "random", "--keep": "all", "--early-stopping": "none", "--max-concurrent": "2",
+        "--time-budget": "60.5", "--address": "auto",
     }  # fmt: skip
 
 
@@ -107,7 +107,8 @@ def test_what_is_not_registered_is_not_launched(client, started, space):
     "more",
     [
         {"name": "../up"}, {"name": "-x"}, {"name": ""}, {"name": "a/b"}, {"name": "a" * 81}, {"name": "a\n"}, {"trials": 0},
-        {"trials": "7"}, {"trials": True}, {"trials": 10**9}, {"seed": -1}, {"sampler": "evil"}, {"keep": "none"}, {"early_stopping": "best"},
+        {"trials": "7"}, {"trials": True}, {"trials": 10**9}, {"seed": -1}, {"sampler": "evil"}, {"keep": "none"},
+        {"early_stopping": "best"},
         {"time_budget_s": 0}, {"time_budget_s": 1e400}, {"max_concurrent": 0}, {"storage": "/etc"}, {"tracking_uri": "http://x"},
         {"address": "evil:1"}, {"arguments": {"data_dir": "/"}}, {"record": "x"}, {"modules": "/tmp"}, {"space": 5},
     ],

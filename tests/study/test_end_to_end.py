@@ -45,22 +45,6 @@ def again(home, name, **options):
     return launch("cmsp_curriculum:tiny", name=name, max_concurrent=1, home=home, console=Console(quiet=True), **options)
 
 
-def test_a_study_starts_warm_from_another_and_goes_on_as_it_began(t1, home):
-    again(home, "w1", trials=1, warm_start=["t1"])
-    known = json.loads((home / "studies/w1/warm_start.json").read_text())
-    assert [told["trial"] for told in known] == [f"t1/{number}" for number in range(6)]
-    params = [trial["params"] for trial in commands.run_json("status", "t1", home=home)["trials"]]
-    assert [told["params"] for told in known] == params
-    with pytest.raises(UserError, match="warm start: "):
-        again(home, "w1", trials=2, warm_start=["t1", "w1"])
-    assert again(home, "w1", trials=2, warm_start=["t1"]).num_finished == 2
-
-
-def test_a_study_that_found_nothing_is_no_warm_start(t1, home):
-    with pytest.raises(UserError, match="finished trials with our metrics"):
-        launch("mnist_narrowing:tiny", name="w2", home=home, console=Console(quiet=True), warm_start=["t1"])
-
-
 def test_the_command_prints_progress_the_next_step_and_nothing_of_ray(t1):
     lines = t1.stdout.splitlines()
     assert sum(" finished: samples_to_convergence" in line for line in lines) == 6
@@ -291,3 +275,19 @@ def test_spaces_lists_experiments_metrics_and_spaces(home):
     spaces = {space["space"].removeprefix("cmsp_curriculum:") for space in entry["spaces"]}
     assert spaces == {"tiny", "cpu", "depth", "paper"}
     assert "fraction_converged >= 0.5" in json.dumps(entry)
+
+
+def test_a_study_starts_warm_from_another_and_goes_on_as_it_began(t1, home):
+    again(home, "w1", trials=1, warm_start=["t1"])
+    known = json.loads((home / "studies/w1/warm_start.json").read_text())
+    assert [told["trial"] for told in known] == [f"t1/{number}" for number in range(6)]
+    params = [trial["params"] for trial in commands.run_json("status", "t1", home=home)["trials"]]
+    assert [told["params"] for told in known] == params
+    with pytest.raises(UserError, match="warm start: "):
+        again(home, "w1", trials=2, warm_start=["t1", "w1"])
+    assert again(home, "w1", trials=2, warm_start=["t1"]).num_finished == 2
+
+
+def test_a_study_that_found_nothing_is_no_warm_start(t1, home):
+    with pytest.raises(UserError, match="finished trials with our metrics"):
+        launch("mnist_narrowing:tiny", name="w2", home=home, console=Console(quiet=True), warm_start=["t1"])

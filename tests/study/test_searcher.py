@@ -72,7 +72,7 @@ STEPS = [
 def report(trial, measurements, *, finished, failure=None, attempt=1, **fields):
     """What Tune hands on."""
     fields |= {"attempt": attempt, "failure": failure, "host": "h", "pid": 1}
-    return {"report": Report(trial=trial, measurements=measurements, finished=finished, **fields).to_json()}
+    return {"reports": [Report(trial=trial, measurements=measurements, finished=finished, **fields).to_json()]}
 
 
 def events(kind):

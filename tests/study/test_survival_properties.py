@@ -174,8 +174,8 @@ class World:
         with self.as_driver():
             tag = f"t{self._num_asked}"
             answer = self.session.searcher.suggest(tag)
-            if isinstance(answer, dict) and "assignment" in answer:
-                assignment = Assignment.from_json(answer["assignment"])
+            if isinstance(answer, dict) and "assignments" in answer:
+                assignment = Assignment.from_json(answer["assignments"][0])
                 assert self.draws[assignment.trial][1] == assignment.config
                 self.session.workers[tag] = Attempt(assignment)
         self.raise_what_the_searcher_met()
@@ -226,7 +226,7 @@ class World:
 
     def hear(self, tag: str, report: Report) -> None:
         assert self.session is not None
-        result = {"report": report.to_json()}
+        result = {"reports": [report.to_json()]}
         with self.as_driver():
             if report.finished or report.failure is not None:
                 self.session.searcher.on_trial_complete(tag, result)
