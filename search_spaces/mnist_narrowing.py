@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _OBJECTIVES = ("datapoints", "neurons_kept", "accuracy")
 _LOG_SCALE = ("datapoints", "neurons_kept")
 _CONSTRAINTS = ("fraction_reached >= 0.5",)  # as the paper has it: a setting has failed if most of its runs do
+_AT_RUNGS = {"datapoints": "validation_accuracy"}
+"""Before it has reached the target, a network's datapoints are all that it has read, whatever it has learned."""
 _OWN: dict[str, dict[str, Any]] = {
     "group_lasso": {"lasso_way": "mask", "mask_strength": 5e-3},
     "attribution": {"ranking": "per_layer"},
@@ -78,6 +80,7 @@ def _space(
         objectives=_OBJECTIVES,
         constraints=_CONSTRAINTS,
         representative="neurons_kept",
+        at_rungs=_AT_RUNGS,
         log_scale=_LOG_SCALE,
         color_by="method",
         first_trials=tuple(first_trials or ()),

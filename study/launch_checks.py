@@ -9,7 +9,7 @@ from typing import Any
 from search_spaces.space import StudySpace
 from study.errors import UserError
 from study.home import Home
-from study.running.rungs import Rungs, StopRule
+from study.running.rungs import StopRule
 from study.spec import SpaceDescription, StudySpec
 from trainables.experiment import Experiment
 from trainables.registry import load_experiment
@@ -109,7 +109,7 @@ def check_early_stopping(text: str, description: SpaceDescription, *, lookahead:
             worker is faster.
     """
     rule = StopRule.parse(text)
-    Rungs(rule, description.at_rungs)
+    rule.check(description.at_rungs)
     if rule.levels and lookahead is not None and lookahead > 1:
         raise UserError(
             f"--deterministic needs trials that end whoever is faster, but --early-stopping {text} compares them as they come; "

@@ -8,7 +8,7 @@ come after all others, and within a front those are better without whom it would
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -19,7 +19,10 @@ from study.errors import UserError
 from study.running.rungs_order import Order
 
 STOPPERS = ("none", "moasha", "asha", "median")
-_DEFAULTS: dict[str, dict[str, Any]] = {"median": {"reduction": 1.5, "num_before": 5}}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "moasha": {"reduction": 4.0, "first": 0.15},  # chosen on recorded curves of CMSP: tests/benchmarks/search_quality.py
+    "median": {"reduction": 1.5, "num_before": 5},
+}
 _ONE_OBJECTIVE = ("asha", "median")
 
 
@@ -67,7 +70,7 @@ class StopRule:
             UserError: if it reads otherwise, or a value is out of range.
         """
         name, _, options = text.partition(":")
-        read = {"reduction": float, "first": float, "num_before": int, "rungs": _numbers}
+        read: dict[str, Callable[[str], Any]] = {"reduction": float, "first": float, "num_before": int, "rungs": _numbers}
         found: dict[str, Any] = {}
         for option in filter(None, options.split(",")):
             key, _, value = option.partition("=")
@@ -100,8 +103,8 @@ class StopRule:
         """
         if self.name in _ONE_OBJECTIVE and len(objectives) != 1:
             raise UserError(
-                f"early stopping by {self.name} must have one objective, but got {len(objectives)} ({', '.join(objectives)}); use "
-                "moasha, which compares trials by several"
+                f"early stopping by {self.name} must have one objective, but got {len(objectives)} ({', '.join(objectives)}); "
+                "use moasha, which compares trials by several"
             )
 
     @property

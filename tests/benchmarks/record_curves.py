@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search_spaces import mnist_narrowing
+from search_spaces import cmsp_curriculum, mnist_narrowing
 from search_spaces.space import StudySpace
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def cmsp() -> StudySpace:
         suggest=suggest,
         objectives=("samples_to_convergence", "parameters"),
         constraints=("fraction_converged >= 0.5",),
-        at_rungs={"samples_to_convergence": "composite_loss_bits"},
+        at_rungs=cmsp_curriculum.cpu().at_rungs,
     )
 
 
@@ -59,7 +59,7 @@ def digits() -> StudySpace:
     def suggest(trial: "optuna.Trial") -> dict[str, Any]:
         return {**space.suggest(trial), "checks_per_step": 2}
 
-    return dataclasses.replace(space, suggest=suggest, at_rungs={"datapoints": "validation_accuracy"})
+    return dataclasses.replace(space, suggest=suggest)
 
 
 SPACES: dict[str, Callable[[], StudySpace]] = {"cmsp": cmsp, "digits": digits}

@@ -10,10 +10,12 @@ infinite. `random` takes trials in random order; `tpe` asks the study's TPE samp
 that has not been run: stopped trials are told to it as stopped.
 """
 
+import argparse
 import dataclasses
 import heapq
 import json
 import math
+import statistics
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +26,8 @@ import pyarrow.parquet as pq
 
 from search_spaces.space import Constraint
 from study.fronts.hypervolume import hypervolume_over_time, reference_point
-from study.running.rungs import Rungs, StopRule
+from study.running.rungs import Rungs, Stop, StopRule
+from study.running.samplers_by_name import STOPPED
 
 FOLDER = Path(__file__).parent / "curves"
 NUM_WORKERS = 4
@@ -86,7 +89,7 @@ class InRandomOrder:
     def take(self) -> int | None:
         return self._left.pop() if self._left else None
 
-    def tell(self, trial: int, metrics: Mapping[str, float], *, stopped: bool) -> None:
+    def tell(self, trial: int, metrics: Mapping[str, float], stop: Stop | None) -> None:
         pass
 
 
@@ -122,13 +125,16 @@ class ByTpe:
         self._suggest(self._asked[trial])
         return trial
 
-    def tell(self, trial: int, metrics: Mapping[str, float], *, stopped: bool) -> None:
+    def tell(self, trial: int, metrics: Mapping[str, float], stop: Stop | None) -> None:
         import optuna
 
         asked = self._asked[trial]
         for constraint in self._table.constraints:
             asked.set_constraint(str(constraint), constraint.violation(metrics))
-        if stopped:
+        if stop is not None:
+            signs = {name: 1 if goal == "min" else -1 for name, goal in self._table.at_rungs.items()}
+            costs = [sign * stop.values[name] for name, sign in signs.items()]
+            asked.set_user_attr(STOPPED, {"rung": stop.rung, "costs": costs})
             self._study.tell(asked, state=optuna.trial.TrialState.PRUNED)
         else:
             self._study.tell(asked, [metrics[name] for name in self._table.objectives])
@@ -150,7 +156,12 @@ def _distance(drawn: Any, params: Mapping[str, Any]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """One search: how the hypervolume of what has finished grew with the updates of all workers, and what became of the trials."""
+    """One search.
+
+    Attributes:
+        updates: of all workers, when each trial finished.
+        trials: that finished, in their order.
+    """
 
     updates: list[int]
     trials: list[int]
@@ -164,20 +175,75 @@ class Replay:
 
 
 def replay(table: Table, policy: Any, rule: StopRule) -> Replay:
-    """Run four workers through a table."""
+    """Run four workers through a table, until it is empty."""
     rungs = Rungs(rule, table.at_rungs, table.constraints)
-    updates, trials, num_stopped, made = [], [], 0, 0
-    waiting = [
-        (0, worker, iter(()), None, 0) for worker in range(NUM_WORKERS)
-    ]  # when, who, what comes, of which trial, its updates
-    while waiting:
-        now, worker, curve, trial, before = heapq.heappop(waiting)
-        shown: Shown | None = next(curve, None)
-        if shown is None:
-            trial, before = policy.take(), 0
-            if trial is None:
-                continue
-            curve = iter(table.curves[trial])
-            shown = next(curve)
-        ...
+    updates, trials, num_stopped, num_made = [], [], 0, 0
+    busy: list[tuple[int, int, int, int]] = []  # when a worker has made its next measurement; which worker, trial, measurement
+
+    def begin(worker: int, now: int) -> None:
+        trial = policy.take()
+        if trial is not None:
+            heapq.heappush(busy, (now + table.curves[trial][0].updates, worker, trial, 0))
+
+    for worker in range(NUM_WORKERS):
+        begin(worker, 0)
+    while busy:
+        now, worker, trial, place = heapq.heappop(busy)
+        curve = table.curves[trial]
+        shown = curve[place]
+        num_made += shown.updates - (curve[place - 1].updates if place else 0)
+        stop = rungs.judge(trial, shown.progress, shown.metrics)
+        if stop is None and shown.progress < 1.0:
+            heapq.heappush(busy, (now + curve[place + 1].updates - shown.updates, worker, trial, place + 1))
+            continue
+        if stop is None:
+            updates.append(num_made)
+            trials.append(trial)
+        num_stopped += stop is not None
+        policy.tell(trial, shown.metrics, stop)
+        begin(worker, now)
     return Replay(updates, trials, num_stopped)
+
+
+def compare(table: Table, rule: StopRule, num_seeds: int) -> dict[str, Any]:
+    """Updates of every policy, medians over seeds, and the ratios that count."""
+    policies = {"random": InRandomOrder, "tpe": ByTpe}
+    needed: dict[str, list[float]] = {}
+    for name, make in policies.items():
+        for label, own in (("", StopRule()), (" + stopping", rule)):
+            replays = [replay(table, make(table, seed), own) for seed in range(num_seeds)]
+            needed[name + label] = [one.updates_until(table, ENOUGH) for one in replays]
+    medians = {name: statistics.median(values) for name, values in needed.items()}
+    best = min(("random + stopping", "tpe + stopping"), key=lambda name: medians[name])
+    ratios = {name: medians[name + " + stopping"] / medians[other] for name in policies for other in policies}
+    return {
+        "facts": table.facts(),
+        "medians": medians,
+        "never": {name: sum(map(math.isinf, values)) for name, values in needed.items()},
+        "ratio_to_random": medians["tpe + stopping"] / medians["random"],
+        "ratio_to_tpe": medians["tpe + stopping"] / medians["tpe"],
+        "best": best,
+        "ratios": ratios,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=["cmsp", "digits"])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--stopping", default="moasha")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    found = {name: compare(Table(name), StopRule.parse(asked.stopping), asked.seeds) for name in asked.names}
+    if asked.json:
+        print(json.dumps(found))
+        return
+    for name, told in found.items():
+        print(f"{name}: {told['facts']}")
+        for policy, median in told["medians"].items():
+            print(f"  {policy:18} {median:10.0f} updates to {ENOUGH:.0%} of the hypervolume; {told['never'][policy]} seeds never")
+        print(f"  tpe + stopping / random {told['ratio_to_random']:.2f}, / tpe {told['ratio_to_tpe']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
