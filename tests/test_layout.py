@@ -92,13 +92,18 @@ def test_the_command_surface_grows_only_on_purpose():
         "launch": {
             "--name", "--set", "--trials", "--time-budget", "--seed", "--sampler", "--max-concurrent", "--cpus-per-trial",
             "--gpus-per-trial", "--address", "--storage", "--tracking-uri", "--record", "--deterministic", "--keep",
-            "--detach",
+            "--detach", "--sampler-set", "--first", "--warm-start", "--replicates", "--early-stopping", "--cpu-hours",
+            "--gpu-hours", "--flops", "--until-flat", "--pack",
         },
         "fork": {
             "--space", "--set", "--trials", "--time-budget", "--seed", "--sampler", "--max-concurrent", "--cpus-per-trial",
-            "--gpus-per-trial", "--address", "--storage", "--deterministic", "--keep", "--detach",
+            "--gpus-per-trial", "--address", "--storage", "--deterministic", "--keep", "--detach", "--sampler-set", "--first",
+            "--warm-start", "--replicates", "--early-stopping", "--cpu-hours", "--gpu-hours", "--flops", "--until-flat", "--pack",
         },
-        "resume": {"--trials", "--time-budget", "--max-concurrent", "--address", "--detach"},
+        "resume": {
+            "--trials", "--time-budget", "--max-concurrent", "--address", "--detach", "--cpu-hours", "--gpu-hours", "--flops",
+            "--until-flat", "--pack",
+        },
         "extend": {"--trials", "--time-budget", "--max-concurrent", "--address", "--detach"},
         "stop": {"--timeout", "--address"},
         "logs": {"--follow", "--address"},

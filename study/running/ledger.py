@@ -80,9 +80,7 @@ class Spent:
         self._num_cpus, self._num_gpus = num_cpus, num_gpus
         total = Ledger.sum(past)
         self._closed_seconds, self._flops = total.held_seconds, sum(total.flops.values())
-        self._begun: dict[
-            int, tuple[float, float]
-        ] = {}  # of attempts that are out: since when, what share
+        self._begun: dict[int, tuple[float, float]] = {}  # of attempts that are out: since when, what share
         self._flops_so_far: dict[int, float] = {}  # of each of these, as it was heard last
 
     def start(self, trial: int, share: float = 1.0) -> None:

@@ -64,8 +64,8 @@ def test_a_launch_is_words_for_the_command_and_is_accepted_at_once(client, start
     assert (name, words[:4]) == ("new", ["launch", "cmsp_curriculum:tiny", "--name", "new"])
     options = dict(zip(words[4::2], words[5::2], strict=True))
     assert options == {
-        "--trials": "7", "--seed": "3", "--sampler": "random", "--keep": "all", "--early-stopping": "none", "--max-concurrent": "2",
-        "--time-budget": "60.5", "--address": "auto",
+        "--trials": "7", "--seed": "3", "--sampler": "random", "--keep": "all", "--early-stopping": "none",
+        "--max-concurrent": "2", "--time-budget": "60.5", "--address": "auto",
     }  # fmt: skip
 
 
