@@ -14,7 +14,7 @@ VARIABLE = "NARROW_STUDY_FAILPOINTS"
 FIRED = ".fired"
 
 Place = Literal[
-    "trial drawn",  # the record has the trial, and not yet its config
+    "trial drawn",  # in memory: the record has nothing of it
     "trial committed",  # the record has all of it, and nobody else knows
     "trial noted",  # MLflow will hear of it, no worker has it
     "file written",  # beside its place, not yet renamed

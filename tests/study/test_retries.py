@@ -44,11 +44,11 @@ def test_each_end_of_an_attempt_has_its_cause(error, cause):
 
 def test_an_attempt_whose_trial_another_one_has_is_not_blamed():
     class Superseded:
-        def advance(self):
+        def advance(self, stopped):
             raise SupersededError("attempt 3 took over from attempt 2")
 
     trainable = object.__new__(ExperimentTrainable)
-    trainable._attempt = Superseded()
+    trainable._parcel, trainable._stops = Superseded(), None
     with pytest.raises(LostWorkerError) as raised:
         trainable.step()
     assert loss_of(as_the_driver_gets_it(raised.value)).cause == "preempted"

@@ -241,11 +241,11 @@ def test_a_study_takes_a_lost_rank_or_device_for_a_lost_worker_and_tries_again(e
     from trainables.ray_trainable import ExperimentTrainable, LostWorkerError
 
     class Breaks:
-        def advance(self):
+        def advance(self, stopped):
             raise error
 
     trainable = object.__new__(ExperimentTrainable)
-    trainable._attempt = Breaks()
+    trainable._parcel, trainable._stops = Breaks(), None
     with pytest.raises(LostWorkerError, match="gone") as raised:
         trainable.step()
     as_the_driver_gets_it = RayTaskError("step", "Traceback", raised.value, "title", 1, "127.0.0.1").as_instanceof_cause()
