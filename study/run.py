@@ -131,8 +131,14 @@ def launch(
     description = describe_space(study_space)
     stopping = check_early_stopping(early_stopping, description, lookahead=max_concurrent if deterministic else None)
     check_inputs(study_space)
-    num_objectives = len(description.objectives)
-    notify(console, check_sampler(sampler, sampler_options or {}, description.parameters, num_objectives=num_objectives))
+    notice = check_sampler(
+        sampler,
+        sampler_options or {},
+        description.parameters,
+        num_objectives=len(description.objectives),
+        constraints=description.constraints,
+    )
+    notify(console, notice)
     check_replicates(replicates, study_space.experiment)
     folder.home.prepare()
     if address is not None:

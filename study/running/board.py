@@ -49,7 +49,7 @@ class Board:
         self._running: dict[int, float] = {}
         self._started_at = time.monotonic()
         self._done_before = self._num_over
-        self._message = ""
+        self._is_spent = False
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=30),
@@ -78,6 +78,9 @@ class Board:
         self._running[draw.number] = 0.0
         if draw.attempt > 1:
             self._say(f"trial {draw.number} goes on (attempt {draw.attempt})")
+        if draw.repeats is not None and not self._is_spent:
+            self._is_spent = True
+            self._say(f"the space seems spent: trial {draw.number} repeats trial {draw.repeats}, and others may follow")
 
     def trial_measured(self, number: int, progress: float) -> None:
         self._running[number] = progress

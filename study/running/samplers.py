@@ -42,7 +42,14 @@ _WITHOUT_CONDITIONS = ("qmc", "gp", "cmaes")
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
-def check_sampler(name: str, options: Mapping[str, Any], parameters: Sequence[Parameter], *, num_objectives: int) -> str | None:
+def check_sampler(
+    name: str,
+    options: Mapping[str, Any],
+    parameters: Sequence[Parameter],
+    *,
+    num_objectives: int,
+    constraints: Sequence[str] = (),
+) -> str | None:
     """Check that a sampler can serve a space; return a notice for the user, if there is one.
 
     Args:
@@ -65,7 +72,8 @@ def check_sampler(name: str, options: Mapping[str, Any], parameters: Sequence[Pa
         return _notice_of_other(name, sampler_class)
     if name == "cmaes" and num_objectives > 1:
         raise UserError(f"sampler cmaes needs one objective, but the space has {num_objectives}; use tpe, nsga2 or gp")
-    return _notice_of_random(name, parameters)
+    ignored = f"sampler cmaes ignores constraints: {', '.join(constraints)}" if name == "cmaes" and constraints else None
+    return "; ".join(filter(None, (_notice_of_random(name, parameters), ignored))) or None
 
 
 def _notice_of_other(name: str, sampler_class: type[BaseSampler]) -> str | None:

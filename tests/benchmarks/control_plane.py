@@ -9,9 +9,9 @@ Trials of five reports of two numbers, durable, MLflow on a database of its own,
     stock_reuse  the same as a class that Tune may use again (`reuse_actors`), a checkpoint at the end
     optuna       `Study.optimize(n_jobs=2)` with SQLite and a user attribute a report; no workers, no MLflow
 
-What is compared is the rate without imports, Ray's start and MLflow's first tables, which all of Ray's ways have alike; the whole
-process stands beside it. The stock ways make fewer trials: their rate does not depend on it. `--scaling` measures our driver alone
-instead: what drawing, hearing and telling one trial costs it when the study has so many already, by sampler.
+What is compared is the rate without imports, Ray's start and MLflow's first tables, which all of Ray's ways have alike; the
+whole process stands beside it. The stock ways make fewer trials: their rate does not depend on it. `--scaling` measures our
+driver alone instead: what drawing, hearing and telling one trial costs it when the study has so many already, by sampler.
 """
 
 import argparse

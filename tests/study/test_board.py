@@ -44,3 +44,11 @@ def test_an_infeasible_trial_is_on_no_front():
     metrics = {"samples_to_convergence": 1.0, "parameters": 1.0, "fraction_converged": 0.0}
     board.trial_finished(Draw(1, {"width": 8}, {}, 1), metrics, None)
     assert shown(board) == []
+
+
+def test_that_a_space_seems_spent_is_said_once():
+    said = io.StringIO()
+    board = Board(spec(), [], Console(file=said, width=200))
+    board.trial_started(Draw(4, {"width": 8}, {}, 1, repeats=1))
+    board.trial_started(Draw(5, {"width": 8}, {}, 1, repeats=2))
+    assert said.getvalue() == "the space seems spent: trial 4 repeats trial 1, and others may follow\n"

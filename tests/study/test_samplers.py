@@ -108,8 +108,8 @@ def test_a_sampler_with_a_memory_of_its_own_draws_for_a_whole_session(open_recor
     assert [params["width"] for params, _, _ in drive(open_record(**options), 3)] == [5, 6, 7]
 
 
-def check(name, options=None, parameters=(ALWAYS,), num_objectives=2):
-    return check_sampler(name, options or {}, parameters, num_objectives=num_objectives)
+def check(name, options=None, parameters=(ALWAYS,), num_objectives=2, constraints=()):
+    return check_sampler(name, options or {}, parameters, num_objectives=num_objectives, constraints=constraints)
 
 
 def test_an_unknown_sampler_is_answered_with_those_there_are():
@@ -131,6 +131,8 @@ def test_cmaes_says_what_it_cannot_do():
     with pytest.raises(UserError, match="cmaes needs one objective, but the space has 2; use tpe, nsga2 or gp"):
         check("cmaes")
     assert check("cmaes", num_objectives=1) is None
+    ignored = check("cmaes", num_objectives=1, constraints=["loss <= 1"])
+    assert ignored == "sampler cmaes ignores constraints: loss <= 1"
     notice = check("cmaes", parameters=[ALWAYS, SOMETIMES, CHOICE], num_objectives=1)
     assert notice == "sampler cmaes draws conditional and categorical parameters at random: share, kind"
     with pytest.raises(UserError, match=r"needs a numeric parameter .* all of this space's are categorical"):
