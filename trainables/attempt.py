@@ -139,6 +139,12 @@ class Attempt:
         with storage_errors("the files of a trial"):
             return STOPPED_FILE in self._folder.names()
 
+    def stop(self) -> None:
+        """End here without a result: nothing more is kept but the log."""
+        if self._experiment is not None:
+            self._write_log()
+        self.abandon()
+
     def abandon(self) -> None:
         """Give up what is in memory: nothing of it is worth keeping, after a failure or for a trial that is stopped."""
         self._experiment = None

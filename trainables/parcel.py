@@ -50,8 +50,8 @@ class Parcel:
         """Make one step of every trial that is not over, and report of each.
 
         Args:
-            stopped: trials that end here without a result: nothing more of them is saved or reported. Those that are over
-                already may be named, too.
+            stopped: trials that end here without a result: nothing more of them is reported, or saved but the log. Those that
+                are over already may be named, too.
 
         Raises:
             StorageError, Exception: what ends the process for every trial (`FATAL_TO_THE_WORKER`), and what is no fault of
@@ -59,7 +59,7 @@ class Parcel:
         """
         for trial in stopped:
             if trial in self._attempts:
-                self._attempts[trial].abandon()
+                self._attempts[trial].stop()
                 self._leave(trial)
         if self._packs is None:
             self._packs = self._form_packs()

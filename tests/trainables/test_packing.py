@@ -127,6 +127,15 @@ def test_one_that_leaves_is_missed_by_nobody_and_goes_on_alone_where_it_was(apar
     assert [metrics for metrics in told if metrics] == [metrics for metrics, _ in apart[1][0][1:]]
 
 
+def test_a_member_that_was_stepped_outside_its_pack_is_not_trained_with_the_others():
+    members = make(sixteen()[:2])
+    pack = Curriculum.pack(members)
+    pack.step()
+    members[0].step()
+    with pytest.raises(ValueError, match="must be at one update"):
+        pack.step()
+
+
 def test_checkpoints_go_from_packs_to_single_trials_and_back(apart):
     members = make(sixteen()[:3])
     Curriculum.pack(members).step()
