@@ -20,6 +20,7 @@ from study.keeping import artifacts
 from study.keeping.retention import Model, Rule
 from study.keeping.settling import Settler
 from study.recording import tracking
+from study.recording.lost_runs import LostRuns
 from study.recording.outbox import Event, Outbox
 from study.recording.tracking import (
     CANDIDATE_PREFIX,
@@ -41,7 +42,7 @@ from trainables.charts import Chart
 from trainables.failpoints import failpoint
 from trainables.storage import Folder
 
-from mlflow.entities import LoggedModel, Metric, Param, Run, RunTag  # isort: skip: study.recording.tracking quietens it first
+from mlflow.entities import LoggedModel, Metric, Param, RunTag  # isort: skip: study.recording.tracking quietens it first
 from mlflow.exceptions import MlflowException  # isort: skip
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME  # isort: skip
 
@@ -95,6 +96,8 @@ class StudyWriter:
         with answering(tracking_uri):
             self._experiment_id = self._find_experiment(artifacts)
         self._starts: dict[int, int] = {}
+        self._fresh: set[int | None] = set()  # trials whose runs were made here and have had one attempt
+        self._lost = LostRuns(self._client, self._experiment_id, study_id, set(self._runs.values()))
         self._candidates: dict[int, dict[int, str]] = {}
         self._doubtful: set[int] = set()
         self._settler = Settler(outbox, self._client, tracking_uri, rule or Rule())
@@ -158,7 +161,10 @@ class StudyWriter:
             case "trial_start":
                 params = [Param(key, _storable(str(value))) for key, value in event.data["params"].items()]
                 self._client.log_batch(run_id, params=params, tags=_tags(event.data["tags"] | {STATE_TAG: "running"}))
-                self._client.update_run(run_id, status="RUNNING")
+                if event.data.get("attempt") != 1:
+                    self._fresh.discard(event.trial)
+                if event.trial not in self._fresh:
+                    self._client.update_run(run_id, status="RUNNING")
             case "measurement":
                 self._log_metrics(run_id, events)
             case "candidate":
@@ -166,7 +172,8 @@ class StudyWriter:
             case "trial_end":
                 self._log_model(run_id, event.data["model"])
                 charts = self._log_charts(run_id, event.data.get("charts"))  # older versions put none
-                self._forget_failure(run_id)
+                if event.trial not in self._fresh:
+                    self._forget_failure(run_id)
                 tags = event.data["tags"] | ({CHARTS_TAG: ", ".join(charts)} if charts else {})
                 self._client.log_batch(run_id, tags=_tags(tags | {STATE_TAG: event.data["state"]}))
                 status = _STATUSES[event.data["state"]]
@@ -319,14 +326,10 @@ class StudyWriter:
         return self._runs[trial]
 
     def _find_run(self, trial: int) -> str | None:
-        found = [str(run.info.run_id) for run in self._search_runs(trial)]
+        found = self._lost.find(trial, in_doubt=trial in self._doubtful)
         if len(found) > 1:
             self._doubtful.add(trial)
         return min(found, default=None)
-
-    def _search_runs(self, trial: int) -> list[Run]:
-        of_trial = f"tags.`{TRIAL_TAG}` = '{trial}' and tags.`{STUDY_ID_TAG}` = '{self._study_id}'"
-        return list(self._client.search_runs([self._experiment_id], of_trial))
 
     @contextlib.contextmanager
     def _making(self, trial: int | None) -> Iterator[None]:
@@ -341,7 +344,7 @@ class StudyWriter:
     def _remove_strays(self) -> None:
         """Remove the doubles that came of a request which we gave up and a server that hung carried out all the same."""
         for trial in sorted(self._doubtful):
-            for run in self._search_runs(trial):
+            for run in self._lost.search(trial):
                 if run.info.run_id != self._runs[trial]:
                     self._client.set_terminated(run.info.run_id, status="KILLED")
                     self._client.delete_run(run.info.run_id)
@@ -356,6 +359,8 @@ class StudyWriter:
             tags[MLFLOW_PARENT_RUN_ID] = self._runs[PARENT]
         with self._making(trial):
             run = self._client.create_run(self._experiment_id, start_time=start_ms, tags=tags, run_name=name)
+        self._starts[trial] = start_ms
+        self._fresh.add(trial)
         return str(run.info.run_id)
 
 

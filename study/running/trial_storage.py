@@ -1,98 +1,187 @@
-"""Optuna's storage, with many trials read at once: a study with thousands of finished ones goes on in a moment."""
+"""Optuna's storage for a study that one process writes: what it has read or written once, it never asks the database again."""
 
+import copy
 import datetime
-import functools
 import json
-from collections import defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.distributions import distribution_to_json
 from optuna.storages._rdb import models
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-_TRIAL, _PARAM, _VALUE = models.TrialModel, models.TrialParamModel, models.TrialValueModel
-_USER, _SYSTEM = models.TrialUserAttributeModel, models.TrialSystemAttributeModel
+from study.running.trial_rows import read_trials
 
-_TRIAL_COLUMNS = (_TRIAL.number, _TRIAL.state, _TRIAL._datetime_start_utc, _TRIAL._datetime_complete_utc)
-_PARTS = (
-    (_PARAM, _PARAM.param_id, _PARAM.param_name, _PARAM.param_value, _PARAM.distribution_json),
-    (_VALUE, _VALUE.objective, _VALUE.value, _VALUE.value_type),
-    (_USER, _USER.key, _USER.value_json),
-    (_SYSTEM, _SYSTEM.key, _SYSTEM.value_json),
+_TRIALS, _PARAMS, _VALUES, _USER, _SYSTEM = (
+    model.__table__
+    for model in (
+        models.TrialModel,
+        models.TrialParamModel,
+        models.TrialValueModel,
+        models.TrialUserAttributeModel,
+        models.TrialSystemAttributeModel,
+    )
 )
+_NEWEST = (
+    sqlalchemy.select(_TRIALS.c.number)
+    .where(_TRIALS.c.study_id == sqlalchemy.bindparam("study"))
+    .order_by(_TRIALS.c.trial_id.desc())
+    .limit(1)
+)
+_END = (
+    _TRIALS.update()
+    .where(_TRIALS.c.trial_id == sqlalchemy.bindparam("trial"))
+    .values(state=sqlalchemy.bindparam("ended_as"), datetime_complete=sqlalchemy.bindparam("at"))
+)
+_CHANGES = {
+    table: table.update()
+    .where(table.c.trial_id == sqlalchemy.bindparam("trial"), table.c.key == sqlalchemy.bindparam("name"))
+    .values(value_json=sqlalchemy.bindparam("json"))
+    for table in (_USER, _SYSTEM)
+}
 
 
 class TrialStorage(optuna.storages.RDBStorage):
-    """A database with one study or several, whose trials report no intermediate values.
+    """A database with one study or several, of which this process writes one, and nobody else does.
 
-    Differs: Optuna makes an object of every row of every table and parses each parameter's range twice a trial. Here a table is
-    one statement, however many trials there are, and a range is parsed once.
+    Trials of that study must report no intermediate values and never wait in Optuna's queue. Of every other study, Optuna's own
+    code reads and writes.
+
+    Differs: Optuna reads a trial anew, row by row, before every change of it, and commits each change for itself.
     """
+
+    def __init__(self, url: str, engine_kwargs: dict[str, Any] | None = None) -> None:
+        super().__init__(url, engine_kwargs)
+        self._study: int | None = None
+        self._trials: dict[int, FrozenTrial] = {}
+        self._is_together = False
+        self._unsaved: list[tuple[Any, dict[str, Any]]] = []
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside, changes of trials are collected; they are committed at its end, all or none, whatever ends it."""
+        self._is_together = True
+        try:
+            yield
+        finally:
+            self._is_together = False
+            self._save()
+
+    def _change(self, statement: Any, values: dict[str, Any]) -> None:
+        self._unsaved.append((statement, values))
+        if not self._is_together:
+            self._save()
+
+    def _save(self) -> None:
+        unsaved, self._unsaved = self._unsaved, []
+        if unsaved:
+            with self.engine.begin() as connection:
+                for statement, values in unsaved:
+                    connection.execute(statement, values)
 
     def _get_trials(
         self, study_id: int, states: Container[TrialState] | None, included_trial_ids: set[int], trial_id_greater_than: int
     ) -> list[FrozenTrial]:
         """All trials above an id, and those of some ids; what Optuna's cache asks for."""
-        if states is not None:
+        if states is not None or self._study not in (None, study_id):
             return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
+        if self._study is None:
+            self._study, self._trials = study_id, {trial._trial_id: trial for trial in read_trials(self.engine, study_id)}
+        found = [self._trials[trial_id] for trial_id in included_trial_ids if trial_id <= trial_id_greater_than]
+        for trial_id in reversed(self._trials):
+            if trial_id <= trial_id_greater_than:
+                break
+            found.append(self._trials[trial_id])
+        return sorted(found, key=lambda trial: trial._trial_id)
 
-        own = sqlalchemy.select(_TRIAL.trial_id).where(_TRIAL.study_id == study_id)
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        if trial_id not in self._trials:
+            return super().get_trial(trial_id)
+        trial = copy.copy(self._trials[trial_id])  # which its reader may change
+        trial.params, trial.distributions = dict(trial.params), dict(trial.distributions)
+        trial.user_attrs, trial.system_attrs = dict(trial.user_attrs), dict(trial.system_attrs)
+        return trial
 
-        def select(model: Any, *columns: Any) -> sqlalchemy.Select[Any]:
-            wanted = (model.trial_id > trial_id_greater_than) | model.trial_id.in_(included_trial_ids)
-            return sqlalchemy.select(model.trial_id, *columns).where(wanted, model.trial_id.in_(own))
+    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
+        """Begin a trial; it is committed whole, with all that a template has."""
+        if study_id != self._study:
+            return super()._create_new_trial(study_id, template_trial)
+        now = datetime.datetime.now()
+        trial = copy.deepcopy(template_trial) if template_trial else create_trial(state=TrialState.RUNNING)
+        trial.datetime_start = now
+        with self.engine.begin() as connection:
+            newest = connection.execute(_NEWEST, {"study": study_id}).scalar()
+            trial.number = 0 if newest is None else newest + 1
+            row = {"number": trial.number, "study_id": study_id, "state": trial.state, "datetime_start": _utc(now)}
+            key = connection.execute(_TRIALS.insert(), row).inserted_primary_key
+            assert key is not None
+            trial._trial_id = key[0]
+            for table, rows in _rows(trial).items():
+                if rows:
+                    connection.execute(table.insert(), [{"trial_id": trial._trial_id} | row for row in rows])
+        self._trials[trial._trial_id] = trial
+        return trial
 
-        with self.engine.connect() as connection:
-            trials = connection.execute(select(_TRIAL, *_TRIAL_COLUMNS).order_by(_TRIAL.trial_id)).all()
-            parts = [_by_trial(connection.execute(select(model, *columns))) for model, *columns in _PARTS]
-        return [_trial(*row, *(part[row.trial_id] for part in parts)) for row in trials]
+    def _set_trial_param(self, trial_id: int, param_name: str, param_value_internal: float, *distributions: Any) -> None:
+        super()._set_trial_param(trial_id, param_name, param_value_internal, *distributions)
+        if trial := self._trials.get(trial_id):
+            trial.distributions[param_name] = distributions[0]
+            trial.params[param_name] = distributions[0].to_external_repr(param_value_internal)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        if trial_id not in self._trials:
+            return super().set_trial_user_attr(trial_id, key, value)
+        self._set_attribute(_USER, self._running(trial_id).user_attrs, trial_id, key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        if trial_id not in self._trials:
+            return super().set_trial_system_attr(trial_id, key, value)
+        self._set_attribute(_SYSTEM, self._running(trial_id).system_attrs, trial_id, key, value)
+
+    def _set_attribute(self, table: Any, known: dict[str, Any], trial_id: int, key: str, value: Any) -> None:
+        text = json.dumps(value)
+        is_new, known[key] = key not in known, json.loads(text)
+        if is_new:
+            self._change(table.insert(), {"trial_id": trial_id, "key": key, "value_json": text})
+        else:
+            self._change(_CHANGES[table], {"trial": trial_id, "name": key, "json": text})
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        if trial_id not in self._trials:
+            return super().set_trial_state_values(trial_id, state, values)
+        trial, now = self._running(trial_id), datetime.datetime.now()
+        for objective, value in enumerate(values or ()):
+            stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+            row = {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
+            self._unsaved.append((_VALUES.insert(), row))
+        self._change(_END, {"trial": trial_id, "ended_as": state, "at": _utc(now)})
+        trial.values, trial.state, trial.datetime_complete = list(values) if values else None, state, now
+        return True
+
+    def _running(self, trial_id: int) -> FrozenTrial:
+        trial = self._trials[trial_id]
+        self.check_trial_is_updatable(trial_id, trial.state)
+        return trial
 
 
-def _by_trial(rows: Iterable[Any]) -> dict[int, list[Any]]:
-    found: dict[int, list[Any]] = defaultdict(list)
-    for trial_id, *fields in rows:
-        found[trial_id].append(fields)
-    return found
+def _rows(trial: FrozenTrial) -> dict[Any, list[dict[str, Any]]]:
+    """What a trial that has not ended has in the tables beside its own."""
+    params = [
+        {
+            "param_name": name,
+            "param_value": distribution.to_internal_repr(trial.params[name]),
+            "distribution_json": distribution_to_json(distribution),
+        }
+        for name, distribution in trial.distributions.items()
+    ]
+    groups = {_USER: trial.user_attrs, _SYSTEM: trial.system_attrs}
+    attributes = {table: [{"key": k, "value_json": json.dumps(v)} for k, v in group.items()] for table, group in groups.items()}
+    return {_PARAMS: params, **attributes}
 
 
-def _trial(
-    trial_id: int,
-    number: int,
-    state: TrialState,
-    start: datetime.datetime | None,
-    complete: datetime.datetime | None,
-    params: list[Any],
-    values: list[Any],
-    user: list[Any],
-    system: list[Any],
-) -> FrozenTrial:
-    params.sort()  # as they were drawn; a database would read the whole table to give them in order
-    distributions = {name: _distribution(text) for _, name, _, text in params}
-    return FrozenTrial(
-        number=number,
-        state=state,
-        value=None,
-        values=[_VALUE.stored_repr_to_value(value, kind) for _, value, kind in sorted(values)] or None,
-        datetime_start=_local(start),
-        datetime_complete=_local(complete),
-        params={name: distributions[name].to_external_repr(value) for _, name, value, _ in params},
-        distributions=distributions,
-        user_attrs={key: json.loads(text) for key, text in user},
-        system_attrs={key: json.loads(text) for key, text in system},
-        intermediate_values={},
-        trial_id=trial_id,
-    )
-
-
-@functools.lru_cache(maxsize=4096)
-def _distribution(text: str) -> BaseDistribution:
-    """A parameter's range; trials share it, and nobody changes one."""
-    return json_to_distribution(text)
-
-
-def _local(utc: datetime.datetime | None) -> datetime.datetime | None:
+def _utc(local: datetime.datetime) -> datetime.datetime:
     """Optuna stores naive UTC and shows naive local time."""
-    return None if utc is None else utc.replace(tzinfo=datetime.UTC).astimezone().replace(tzinfo=None)
+    return local.astimezone(datetime.UTC).replace(tzinfo=None)

@@ -182,8 +182,24 @@ class Store:
         self.experiment = SimpleNamespace(experiment_id="1", lifecycle_stage="active", tags=dict(tags))
         return "1"
 
-    def search_runs(self, _: Sequence[str], condition: str) -> list[SimpleNamespace]:
-        return [self.get_run(run_id) for run_id, run in self.runs.items() if _meets(run.tags, condition)]
+    def search_runs(
+        self,
+        _: Sequence[str],
+        condition: str,
+        *,
+        order_by: Sequence[str] = (),
+        page_token: str | None = None,
+        max_results: int = 0,
+    ) -> "Page":
+        """In an order, pages of two runs, so that a study of few trials has several."""
+        found = [self.get_run(run_id) for run_id, run in self.runs.items() if _meets(run.tags, condition)]
+        if not order_by:
+            return Page(found)
+        found.sort(key=lambda run: -run.info.start_time)
+        last = int(page_token or 0) + 2
+        page = Page(found[last - 2 : last])
+        page.token = str(last) if last < len(found) else None
+        return page
 
     def create_run(self, _: str, *, start_time: int, tags: dict[str, str], run_name: str) -> SimpleNamespace:
         self._writer.pass_by("create_run")
@@ -260,9 +276,6 @@ class Store:
     # -- logged models
 
     def search_logged_models(self, _: Sequence[str], condition: str, **__: Any) -> Any:
-        class Page(list[Model]):
-            token = None
-
         return Page(model for model in self.models.values() if _meets(model.tags, condition))
 
     def create_logged_model(self, _: str, *, source_run_id: str, tags: dict[str, str], **__: Any) -> Model:
@@ -278,6 +291,12 @@ class Store:
     def finalize_logged_model(self, model_id: str, status: str) -> None:
         self._writer.pass_by("finalize_logged_model")
         self.models[model_id].status = status
+
+
+class Page(list[Any]):
+    """What a search of MLflow finds, with the token of the next page."""
+
+    token: str | None = None
 
 
 def _meets(tags: dict[str, str], condition: str) -> bool:
