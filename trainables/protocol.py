@@ -105,6 +105,7 @@ class Report:
         resumed_step: the step of the checkpoint that the attempt went on from, 0 without one.
         seconds: what the request took, the step and all that was written.
         cpu_seconds: CPU time of the worker's process since its last report, of whatever trial; since it began for its first.
+        age_seconds: since it was made, when the worker sent it with others.
     """
 
     trial: int
@@ -117,6 +118,7 @@ class Report:
     resumed_step: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    age_seconds: float = 0.0
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

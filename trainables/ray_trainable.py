@@ -8,8 +8,8 @@ import ray
 from ray import tune
 from ray.exceptions import WorkerCrashedError
 
+from trainables.errand import Errand
 from trainables.failures import FATAL_TO_THE_WORKER, SupersededError
-from trainables.parcel import Parcel
 from trainables.protocol import Assignment
 from trainables.storage import StorageError
 
@@ -55,32 +55,33 @@ class _Numbers:
 
 
 class ExperimentTrainable(tune.Trainable):
-    """A warm worker: it runs one attempt after another, or several together (`trainables.parcel`), without a new process.
+    """A warm worker: it runs one errand after another (`trainables.errand`), without a new process.
 
-    Its config holds `assignments`, as JSON (`trainables.protocol`), and `stops`, the name of a `StopBoard` or None; its result
-    holds `reports`, as JSON, and `done`. Checkpoints are the attempts' own, in the trials' folders: they outlive Ray, its
-    snapshots and its retries.
+    Its config holds `parcels`, lists of assignments as JSON (`trainables.protocol`), `slice_s`, and `stops`, the name of a
+    `StopBoard` or None; its result holds `reports`, as JSON, and `done`. Checkpoints are the attempts' own, in the trials'
+    folders: they outlive Ray, its snapshots and its retries.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._parcel = Parcel([Assignment.from_json(text) for text in config["assignments"]])
-        self._stops = ray.get_actor(config["stops"]) if config["stops"] and len(self._parcel.trials) > 1 else None
+        parcels = [[Assignment.from_json(text) for text in parcel] for parcel in config["parcels"]]
+        self._errand = Errand(parcels, slice_s=config["slice_s"])
+        self._stops = ray.get_actor(config["stops"]) if config["stops"] and len(self._errand.trials) > 1 else None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         with contextlib.suppress(StorageError):  # the attempts before are over: their trouble is not the next ones'
-            self._parcel.close()
+            self._errand.close()
         self.setup(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
         stopped: Collection[int] = ray.get(self._stops.all.remote()) if self._stops is not None else ()
         try:
-            reports = self._parcel.advance(stopped)
+            reports = self._errand.advance(stopped)
         except FATAL_TO_THE_WORKER as error:
             lost = LostWorkerError(str(error))
             lost.preempted = isinstance(error, SupersededError)
             raise lost from error
-        return {"reports": [report.to_json() for report in reports], "done": not self._parcel.trials}
+        return {"reports": [report.to_json() for report in reports], "done": self._errand.is_over}
 
     def cleanup(self) -> None:
-        self._parcel.close()
+        self._errand.close()

@@ -44,7 +44,7 @@ class Event:
         kind: session_start, trial_start, measurement, repeat, rung, candidate, trial_end, trial_interrupted, trial_settled or
             session_end. A trial is settled when it has ended and the record knows: nothing goes on from its files any more.
         trial: number, or None where the event concerns the whole study.
-        time_ms: when it was put, milliseconds since 1970.
+        time_ms: when it happened, milliseconds since 1970.
         data: the rest.
     """
 
@@ -68,24 +68,29 @@ class Outbox:
         self._connection.execute("PRAGMA synchronous=NORMAL")
         self._connection.executescript(_SCHEMA)
 
-    def put(self, kind: str, key: str, data: Mapping[str, Any], *, trial: int | None = None) -> bool:
-        """Append an event unless its key is there already; return whether it was new."""
-        payload = {"kind": kind, "trial": trial, "time_ms": time.time_ns() // 1_000_000, "data": dict(data)}
+    def put(self, kind: str, key: str, data: Mapping[str, Any], *, trial: int | None = None, time_ms: int | None = None) -> bool:
+        """Append an event unless its key is there already; return whether it was new.
+
+        Args:
+            time_ms: when it happened, milliseconds since 1970; None for now.
+        """
+        payload = {"kind": kind, "trial": trial, "time_ms": _now_ms() if time_ms is None else time_ms, "data": dict(data)}
         cursor = self._connection.execute("INSERT OR IGNORE INTO event (key, payload) VALUES (?, ?)", (key, json.dumps(payload)))
         return cursor.rowcount == 1
 
-    def close_attempt(self, kind: str, trial: int, attempt: int, data: Mapping[str, Any]) -> None:
+    def close_attempt(self, kind: str, trial: int, attempt: int, data: Mapping[str, Any], *, time_ms: int | None = None) -> None:
         """Note that an attempt is over, by a trial_end or a trial_interrupted, with the books of its trial until then.
 
         Args:
             data: with `tags`, to which the books are added.
+            time_ms: when it ended, milliseconds since 1970; None for now.
         """
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = _now_ms() if time_ms is None else time_ms
         rows = self._connection.execute("SELECT seq, payload FROM event WHERE key GLOB ? ORDER BY seq", (f"trial/{trial}/*",))
         events = [Event(seq=seq, **json.loads(payload)) for seq, payload in rows]
         ledger = keep_books([*events, Event(0, kind, trial, now_ms, dict(data))])
         data = {"until_ms": now_ms, **data, "tags": {**data["tags"], "ledger": ledger.to_json()}}
-        self.put(kind, f"trial/{trial}/{_CLOSING[kind]}/{attempt}", data, trial=trial)
+        self.put(kind, f"trial/{trial}/{_CLOSING[kind]}/{attempt}", data, trial=trial, time_ms=now_ms)
 
     def ledgers(self) -> dict[int, Ledger]:
         """The books of every trial of which an attempt is over, without those that are under way."""
@@ -239,6 +244,10 @@ class Outbox:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _number(candidate: int | None) -> int:

@@ -203,6 +203,14 @@ def ask_nodes(question: Callable[..., Any], nodes: list[Node], *arguments: Any, 
     return answers
 
 
+def free_slots(placement: Placement) -> int:
+    """How many trials find room now beside whatever else is running, if it lies well over the nodes."""
+    import ray
+
+    free = ray.available_resources()
+    return min((int(free.get(kind, 0.0) / amount + 1e-9) for kind, amount in placement.bundle.items()), default=0)
+
+
 def concurrency(placement: Placement, limit: int | None, *, may_wait: bool) -> Callable[[], int]:
     """How many trials are handed out at once: counted anew every few seconds, since a cluster may grow.
 

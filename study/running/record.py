@@ -86,7 +86,7 @@ class TrialRecord:
         self._constraints = [Constraint.parse(text) for text in space.constraints]
         logging.getLogger("optuna").setLevel(logging.WARNING)
         directions = [_DIRECTIONS[goal] for goal in spec.description.objectives.values()]
-        self._study = RecordPlace.of(spec, folder).open(directions)
+        self._study, self._storage = RecordPlace.of(spec, folder).open(directions)
         trials = self._study.get_trials(deepcopy=False)
         self._trial_ids = [trial._trial_id for trial in trials]
         self.unfinished = [trial.number for trial in trials if not trial.state.is_finished()]
@@ -164,10 +164,11 @@ class TrialRecord:
     def finish(self, number: int, metrics: Mapping[str, float], candidate: int | None = None) -> None:
         """Tell the sampler a trial's objectives and constraints: its own, or those of the candidate that stands for it."""
         trial = self._trial(number)
-        if candidate is not None:
-            trial.set_user_attr(_CANDIDATE, candidate)
-        self._constrain(trial, metrics)
-        self._study.tell(number, [metrics[name] for name in self._space.objectives])
+        with self._storage.together():
+            if candidate is not None:
+                trial.set_user_attr(_CANDIDATE, candidate)
+            self._constrain(trial, metrics)
+            self._study.tell(number, [metrics[name] for name in self._space.objectives])
         self.num_finished += 1
 
     def stop(self, number: int, stop: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
@@ -180,9 +181,10 @@ class TrialRecord:
         trial = self._trial(number)
         goals = self._spec.description.at_rungs.items()
         costs = [stop["values"][metric] * (1 if goal == "min" else -1) for metric, goal in goals]
-        trial.set_user_attr(STOPPED, {**stop, "costs": costs})
-        self._constrain(trial, metrics)
-        self._study.tell(number, state=TrialState.PRUNED)
+        with self._storage.together():
+            trial.set_user_attr(STOPPED, {**stop, "costs": costs})
+            self._constrain(trial, metrics)
+            self._study.tell(number, state=TrialState.PRUNED)
         self.num_stopped += 1
 
     def _constrain(self, trial: optuna.Trial, metrics: Mapping[str, float]) -> None:
@@ -194,6 +196,7 @@ class TrialRecord:
         """End a trial without a result."""
         text = json.dumps({"cause": failure.cause, "error": failure.error})
         self._drawer.sets.forget(number)
-        self._trial(number).set_user_attr(_FAILURE, text)
-        self._study.tell(number, state=TrialState.FAIL)
+        with self._storage.together():
+            self._trial(number).set_user_attr(_FAILURE, text)
+            self._study.tell(number, state=TrialState.FAIL)
         self.num_failed += 1

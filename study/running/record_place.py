@@ -49,26 +49,25 @@ class RecordPlace:
     def is_embedded(self) -> bool:
         return self.url.startswith("sqlite:")
 
-    def open(self, directions: list[optuna.study.StudyDirection]) -> optuna.Study:
-        """The record as an Optuna study; made when it does not exist.
+    def open(self, directions: list[optuna.study.StudyDirection]) -> tuple[optuna.Study, TrialStorage]:
+        """The record as an Optuna study, and what keeps it; made when it does not exist.
 
         Raises:
             UserError: if its server does not answer, does not let us in, or has lost the record.
         """
         with self.errors():
+            storage = self._storage()
             if self.folder.record_file.exists():
-                return self._again()
-            study = optuna.create_study(
-                study_name=self.study_name, storage=self._storage(), directions=directions, load_if_exists=True
-            )
+                return self._again(storage), storage
+            study = optuna.create_study(study_name=self.study_name, storage=storage, directions=directions, load_if_exists=True)
         if not self.is_embedded:
             write_whole(self.folder.record_file, json.dumps({"url": self.url, "study_name": self.study_name}))
-        return study
+        return study, storage
 
-    def _again(self) -> optuna.Study:
+    def _again(self, storage: TrialStorage) -> optuna.Study:
         """The record of a study that has begun: made anew, it would have everything run again."""
         try:
-            return optuna.load_study(study_name=self.study_name, storage=self._storage())
+            return optuna.load_study(study_name=self.study_name, storage=storage)
         except KeyError as error:
             raise UserError(
                 f"a study's record must be in its database, but {without_secrets(self.url)} has none of {self.study_name!r}; put "

@@ -5,11 +5,10 @@ earlier session left unfinished, then draws new ones until the budget is drawn.
 """
 
 import contextlib
-import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from search_spaces.space import Constraint, choose_representative
 from study.errors import UserError
 from study.recording.outbox import Outbox
 from study.running.early_stopping import Judge
+from study.running.errands import Errands, ErrandSize
 from study.running.flatness import Flatness
 from study.running.ledger import Spent
 from study.running.packing import Packer
@@ -26,9 +26,10 @@ from study.running.record import Draw, TrialRecord
 from study.running.retries import EqualBugs, Losses, loss_of
 from study.running.rungs import Stop
 from study.running.tell_order import TellOrder
+from study.running.trial_events import LiveTrial, TrialEvents
 from study.spec import StudySpec
 from trainables.failpoints import failpoint
-from trainables.protocol import STOPPED_FILE, Assignment, Failure, Measurement, Offer, Report
+from trainables.protocol import STOPPED_FILE, Assignment, Failure, Report
 
 
 class Watcher(Protocol):
@@ -48,18 +49,6 @@ class Stops(Protocol):
     name: str
 
     def add(self, number: int) -> None: ...
-
-
-@dataclass
-class _Live:
-    """A trial that a worker has, or is to have."""
-
-    draw: Draw
-    last_step: int = 0
-    last_metrics: dict[str, float] = field(default_factory=dict)
-    candidates: dict[int, dict[str, float]] = field(default_factory=dict)
-    worker_tags: dict[str, str] = field(default_factory=dict)
-    cpu_seconds: float = 0.0  # that its worker has reported, and that no event has
 
 
 class StudySearcher(Searcher):
@@ -93,15 +82,16 @@ class StudySearcher(Searcher):
         self._stops = stops
         self._waiting = deque(record.unfinished)
         self._drawn: deque[Draw] = deque()  # and not handed out yet
-        self._live: dict[int, _Live] = {}
-        self._errands: dict[str, set[int]] = {}  # trials that are out, by what Tune calls them: one worker's together
+        self._live: dict[int, LiveTrial] = {}
+        self._errands = Errands()
+        self._size = ErrandSize(spec)
         self._alone: set[int] = set()
         self._packer = Packer(spec)
         self._judge = Judge(spec, outbox)
         self._flatness = Flatness(spec.description.objectives)
         self._constraints = [Constraint.parse(text) for text in spec.description.constraints]
         self._losses, self._bugs = Losses(), EqualBugs(spec.name)
-        self.spent = Spent(num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, past=outbox.ledgers().values())
+        self._events = TrialEvents(spec, outbox)
         num_told = record.num_finished + record.num_stopped + record.num_failed
         self._order = TellOrder(spec.lookahead, num_drawn=len(record), num_told=num_told, num_trials=spec.num_trials)
         self.interrupted = False
@@ -116,6 +106,11 @@ class StudySearcher(Searcher):
             if (end := self._outbox.stop_of(number)) is not None:
                 self._waiting.remove(number)
                 self._tell(number, partial(self._record.stop, number, end["stop"], end["metrics"]))
+
+    @property
+    def spent(self) -> Spent:
+        """What the study has spent of its limits."""
+        return self._events.spent
 
     @property
     def is_flat(self) -> bool:
@@ -137,20 +132,20 @@ class StudySearcher(Searcher):
     def _hand_out(self, trial_id: str) -> dict[str, Any] | None:
         if not self._drawn:
             self._draw()
-        draws = self._packer.take(self._drawn, self._alone)
-        self._errands[trial_id] = {draw.number for draw in draws}
-        for draw in draws:
-            self._begin(draw, share=1 / len(draws))
-        for draw in draws:
-            if draw.failure is not None:
-                self._fail(draw.number, draw.failure)
-        assignments = [self._assignment(draw).to_json() for draw in draws if draw.failure is None]
-        return {"assignments": assignments, "stops": self._stops and self._stops.name} if assignments else None
+        parcels: list[list[Draw]] = []
+        while self._drawn and len(parcels) < self._size.num_parcels:
+            parcels.append(self._packer.take(self._drawn, self._alone))
+        self._errands.begin(trial_id, parcels, _now_ms())
+        self._begin_next(trial_id)
+        runnable = [[self._assignment(draw).to_json() for draw in parcel if draw.failure is None] for parcel in parcels]
+        stops = self._stops and self._stops.name
+        config = {"parcels": [parcel for parcel in runnable if parcel], "slice_s": self._size.slice_s, "stops": stops}
+        return config if config["parcels"] else None
 
     def _draw(self) -> None:
         """Draw as many as a worker may have at once, and no more than leave the others something to do."""
         left = len(self._waiting) or self._spec.num_trials - len(self._record)
-        for _ in range(min(self._spec.pack, math.ceil(left / self._max_concurrent()))):
+        for _ in range(self._size.num_trials(left, self._max_concurrent())):
             if self._waiting:
                 self._drawn.append(self._record.draw_again(self._waiting.popleft()))
             elif not self._drawn or self._order.may_draw():
@@ -158,16 +153,19 @@ class StudySearcher(Searcher):
                 self._order.drawn()
         failpoint("trial committed")
 
+    def _begin_next(self, trial_id: str) -> None:
+        """Note which trials a worker is at, if it has come to others."""
+        while parcel := self._errands.next_parcel(trial_id):
+            for draw in parcel:
+                self._begin(draw, share=1 / len(parcel))
+            for draw in parcel:
+                if draw.failure is not None:
+                    self._fail(draw.number, draw.failure)
+
     def _begin(self, draw: Draw, *, share: float) -> None:
         """Note that a worker gets a trial, and with it a share of what the worker holds."""
-        self._live[draw.number] = _Live(draw)
-        self.spent.start(draw.number, share)
-        self._outbox.put(
-            "trial_start",
-            f"trial/{draw.number}/start/{draw.attempt}",
-            {"params": draw.params, "attempt": draw.attempt, "tags": self._start_tags(draw), "share": share},
-            trial=draw.number,
-        )
+        self._live[draw.number] = LiveTrial(draw)
+        self._events.begin(draw, share=share)
         failpoint("trial noted")
         self._watcher.trial_started(draw)
 
@@ -178,18 +176,6 @@ class StudySearcher(Searcher):
             yield
         except Exception as error:
             self.error, self.interrupted = error, True
-
-    def _start_tags(self, draw: Draw) -> dict[str, Any]:
-        versions = {f"version.{package}": version for package, version in self._spec.versions.items()}
-        return versions | {
-            "attempts": str(draw.attempt),
-            "params": draw.params,
-            "config": draw.config,
-            "experiment": self._spec.description.experiment,
-            "spec_hash": self._spec.hash,
-            "commit": self._spec.commit or "none",
-            "seed": str(self._spec.seed),
-        }
 
     def _assignment(self, draw: Draw) -> Assignment:
         return Assignment(
@@ -218,25 +204,26 @@ class StudySearcher(Searcher):
         self._hear(trial_id, result or {})
 
     def _hear(self, trial_id: str, result: dict[str, Any]) -> None:
+        now_ms = _now_ms()
         for text in result.get("reports", ()):
             report = Report.from_json(text)
-            if report.trial in self._errands.get(trial_id, ()) and self.error is None:
+            if report.trial in self._errands.out(trial_id) and self.error is None:
+                self._events.at_ms = self._errands.date(trial_id, now_ms - round(1000 * report.age_seconds))
                 with self._ours():
                     self._note(self._live[report.trial], report)
+                    self._begin_next(trial_id)
+        self._events.at_ms = None
 
-    def _note(self, live: _Live, report: Report) -> None:
+    def _note(self, live: LiveTrial, report: Report) -> None:
         number = live.draw.number
         if report.attempt != live.draw.attempt:  # of a worker that was given up and lives
             return
-        live.cpu_seconds += report.cpu_seconds
+        live.hear(report)
         stop = None
         for measurement in report.measurements:
-            self._note_measurement(live, measurement, report)
-            for offer in measurement.candidates:
-                self._note_candidate(live, measurement.step, offer)
+            self._events.measure(live, measurement, report)
             stop = self._judge.hear(number, measurement) or stop
             self._watcher.trial_measured(number, measurement.progress)
-        live.worker_tags = {"hostname": report.host, "pid": str(report.pid)}
         if report.failure is not None:
             self._fail(number, report.failure)
         elif report.finished:
@@ -244,37 +231,10 @@ class StudySearcher(Searcher):
         elif stop is not None:
             self._stop(number, stop)
 
-    def _note_measurement(self, live: _Live, measurement: Measurement, report: Report) -> None:
-        number, step = live.draw.number, measurement.step
-        is_brought = step <= report.resumed_step
-        cost: dict[str, Any] = {"took": measurement.took}
-        if is_brought:
-            cost["is_brought"] = True
-        else:
-            cost["cpu_seconds"], live.cpu_seconds = live.cpu_seconds, 0.0
-        if measurement.flops is not None:
-            cost["flops"] = measurement.flops
-        data = {"step": step, "metrics": measurement.metrics, "progress": measurement.progress}
-        is_new = self._outbox.put("measurement", f"trial/{number}/step/{step}", data | cost, trial=number)
-        if not is_new and not is_brought:
-            key = f"trial/{number}/repeat/{live.draw.attempt}/{step}"
-            self._outbox.put("repeat", key, {"seconds": report.seconds, "step": step} | cost, trial=number)
-        self.spent.hear(number, measurement.flops, is_known=is_brought and not is_new)
-        live.last_step, live.last_metrics = step, measurement.metrics
-
-    def _note_candidate(self, live: _Live, step: int, offer: Offer) -> None:
-        number, candidate = live.draw.number, offer["number"]
-        live.candidates[candidate] = offer["metrics"]
-        model = self._spec.trial_folder(number).child(offer["folder"]).address
-        data = {"step": step, "params": live.draw.params, "model": model, "number": candidate, "metrics": offer["metrics"]}
-        self._outbox.put("candidate", f"trial/{number}/candidate/{candidate}", data, trial=number)
-
-    def _leave(self, number: int) -> _Live:
+    def _leave(self, number: int) -> LiveTrial:
         """Take a trial back from its worker."""
-        trial_id = next(trial_id for trial_id, numbers in self._errands.items() if number in numbers)
-        self._errands[trial_id].remove(number)
-        if not self._errands[trial_id]:
-            del self._errands[trial_id]
+        self._errands.leave(number)
+        self._size.hear(self._live[number].seconds)
         return self._live.pop(number)
 
     def _finish(self, number: int) -> None:
@@ -282,7 +242,7 @@ class StudySearcher(Searcher):
         live = self._leave(number)
         folder = self._spec.trial_folder(live.draw.number)
         results = {"model": folder.child("model").address, "charts": folder.child("charts").address}
-        self._end(live, {"state": "finished", "tags": live.worker_tags} | results)
+        self._events.end(live, {"state": "finished", "tags": live.worker_tags} | results)
         candidate = self._representative(live)
         metrics = live.last_metrics if candidate is None else live.candidates[candidate]
         failpoint("end noted")
@@ -298,7 +258,7 @@ class StudySearcher(Searcher):
         with contextlib.suppress(OSError):  # then a worker may leave a checkpoint that nobody needs
             self._spec.trial_folder(number).write(STOPPED_FILE, stop.why.encode())
         end = {"state": "stopped", "tags": tags, "model": None, "charts": None, "stop": told, "metrics": live.last_metrics}
-        self._end(live, end)
+        self._events.end(live, end)
         if self._stops is not None:
             self._stops.add(number)
         failpoint("end noted")
@@ -316,7 +276,7 @@ class StudySearcher(Searcher):
 
         self._order.end(number, tell)
 
-    def _representative(self, live: _Live) -> int | None:
+    def _representative(self, live: LiveTrial) -> int | None:
         """The candidate that stands for its trial; None where the trial has none and stands for itself."""
         if not live.candidates:
             return None
@@ -327,26 +287,22 @@ class StudySearcher(Searcher):
     def _fail(self, number: int, failure: Failure) -> None:
         live = self._leave(number)
         why = {"failure.cause": failure.cause, "failure.error": failure.error, "failure.traceback": failure.traceback}
-        self._end(live, {"state": "failed", "tags": live.worker_tags | why, "model": None, "charts": None})
+        self._events.end(live, {"state": "failed", "tags": live.worker_tags | why, "model": None, "charts": None})
         failpoint("end noted")
         self._tell(live.draw.number, partial(self._record.fail, live.draw.number, failure))
         self._watcher.trial_failed(live.draw, failure)
         if failure.cause == "bug" and not self._record.num_finished:
             self._bugs.add(failure)
 
-    def _end(self, live: _Live, data: dict[str, Any]) -> None:
-        steps, seconds = self._outbox.repeats(live.draw.number)
-        data["tags"] |= {"repeated_steps": str(steps), "repeated_seconds": f"{seconds:.3f}"} if steps else {}
-        self._close_attempt("trial_end", live, data)
-
-    def _close_attempt(self, kind: str, live: _Live, data: dict[str, Any]) -> None:
-        number, cost = live.draw.number, {"cpu_seconds": live.cpu_seconds}
-        self._outbox.close_attempt(kind, number, live.draw.attempt, data | cost)
-        self.spent.end(number)
-
     def lost(self, trial_id: str, error: Exception) -> None:
-        """A worker broke down: hand its trials out again, each alone, unless one breaks down ever again without getting on."""
-        for number in sorted(self._errands.get(trial_id, ())):
+        """A worker broke down: hand its trials out again, each alone, unless one breaks down ever again without getting on.
+
+        Those whose turn had not come may have been begun, unheard of.
+        """
+        for draw in self._errands.take_back(trial_id):
+            self._alone.add(draw.number)
+            self._waiting.append(draw.number)
+        for number in sorted(self._errands.out(trial_id)):
             with self._ours():
                 self._lose(number, loss_of(error))
 
@@ -361,13 +317,14 @@ class StudySearcher(Searcher):
         self._alone.add(number)
         self._waiting.append(number)
         data = {"tags": live.worker_tags | {"last_loss": f"{failure.cause}: {failure.error}"}}
-        self._close_attempt("trial_interrupted", live, data)
+        self._events.interrupt(live, data)
         self._watcher.trial_lost(live.draw, failure)
 
     @property
     def num_unfinished(self) -> int:
         """Trials that are out, wait to go out again, or whose end waits for that of an earlier one."""
-        return len(self._live) + len(self._drawn) + len(self._waiting) + self._order.num_waiting
+        given = len(self._live) + self._errands.num_waiting
+        return given + len(self._drawn) + len(self._waiting) + self._order.num_waiting
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher into snapshots that nobody here reads: the record is on disk already."""
@@ -378,3 +335,8 @@ class StudySearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore: a resume starts a fresh Tuner."""
+
+
+def _now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000

@@ -16,7 +16,7 @@ from study.provenance import session_tags
 from study.recording.delivery import Delivery
 from study.recording.outbox import Outbox
 from study.running.cluster import ray_session
-from study.running.placement import concurrency, nodes_now, place
+from study.running.placement import concurrency, free_slots, nodes_now, place
 from study.running.storage_probe import check_nodes_see_storage
 from study.spec import StudySpec
 
@@ -118,7 +118,8 @@ def _find_room(
     placement = place(spec, nodes)
     allowed = concurrency(placement, max_concurrent, may_wait=not is_embedded)
     is_demand = max_concurrent is not None and not is_embedded
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max_concurrent) if is_demand else "auto"
+    starting = max_concurrent if is_demand else max(1, min(allowed(), free_slots(placement)))
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(starting)  # else Tune starts one worker after the other
     if placement.num_slots(nodes) < 1:
         notify(console, f"no node has room for a trial now ({placement}); trials wait for the cluster to grow")
     if not is_embedded:
@@ -157,6 +158,7 @@ def _tune(
         StopWhenAsked,
         every_loss_is_heard,
         graceful_interrupt,
+        starting_workers_keep_their_trials,
         what_the_searcher_knows_first,
     )
     from trainables.ray_trainable import ExperimentTrainable, StopBoard
@@ -173,6 +175,7 @@ def _tune(
             ray_watch(searcher, spec.name, console, is_embedded=is_embedded),
             what_the_searcher_knows_first(searcher),
             every_loss_is_heard(),
+            starting_workers_keep_their_trials(),
         ):
             tune.Tuner(
                 tune.with_resources(ExperimentTrainable, placement.request()),

@@ -62,13 +62,13 @@ class TrialStorage(optuna.storages.RDBStorage):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Inside, changes of trials are collected; they are committed at its end, all or none, whatever ends it."""
+        """Inside, changes of trials are collected; they are committed at its end, all or none."""
         self._is_together = True
         try:
             yield
-        finally:
-            self._is_together = False
             self._save()
+        finally:
+            self._is_together, self._unsaved = False, []
 
     def _change(self, statement: Any, values: dict[str, Any]) -> None:
         self._unsaved.append((statement, values))

@@ -12,6 +12,7 @@ from typing import Any
 from ray import tune
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.tune.execution.tune_controller import TuneController
 from rich.console import Console
 
 from study.running.retries import LostActorError
@@ -71,6 +72,30 @@ def every_loss_is_heard() -> Iterator[None]:
         yield
     finally:
         patched._actor_task_failed = original
+
+
+@contextmanager
+def starting_workers_keep_their_trials() -> Iterator[None]:
+    """Inside, a trial whose worker is starting waits for it.
+
+    Tune gives such a trial to the first worker that comes free and throws the other away in the midst of its imports: where
+    trials take less time than a worker needs to start, one works and all others start for ever.
+    """
+    patched: Any = TuneController
+    original = patched._maybe_reuse_cached_actor
+
+    def reuse(controller: Any, trial: Any) -> bool:
+        actor = controller._trial_to_actor.get(trial)
+        is_starting = actor is not None and controller._actor_manager.is_actor_started(actor)  # or being reset for the trial
+        if is_starting and trial not in controller._resetting_trials:
+            return False
+        return bool(original(controller, trial))
+
+    patched._maybe_reuse_cached_actor = reuse
+    try:
+        yield
+    finally:
+        patched._maybe_reuse_cached_actor = original
 
 
 class LossCallback(tune.Callback):

@@ -231,7 +231,7 @@ def cost_by_size(sampler: str, wanted: list[int]) -> dict[int, float]:
         searcher = StudySearcher(own, TrialRecord(place, own, no_op()), outbox, _Nobody(), max_concurrent=lambda: 2)
 
         def one(trial_id: str) -> None:
-            handed = Assignment.from_json(searcher.suggest(trial_id)["assignments"][0])
+            handed = Assignment.from_json(searcher.suggest(trial_id)["parcels"][0][0])
             for step in range(1, NUM_STEPS + 1):
                 measurement = Measurement(step=step, metrics=numbers(handed.config), progress=step / NUM_STEPS)
                 report = Report(

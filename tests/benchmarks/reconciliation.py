@@ -223,7 +223,7 @@ def go_on(home: Path, sampler: str, num_finished: int, num_more: int, clock: str
 
 def end(searcher: StudySearcher, trial_id: str, handed: dict[str, Any]) -> None:
     """A worker's only report."""
-    assignment = Assignment.from_json(handed["assignments"][0])
+    assignment = Assignment.from_json(handed["parcels"][0][0])
     step = Measurement(step=1, metrics=measure(assignment.config), progress=1.0)
     ids = {"trial": assignment.trial, "attempt": assignment.attempt, "host": "h", "pid": 1}
     report = Report(measurements=[step], finished=True, failure=None, **ids)

@@ -1,5 +1,6 @@
 """Records of trials in memory, for tests of what is drawn: opened as often as one likes."""
 
+import contextlib
 import dataclasses
 from types import SimpleNamespace
 
@@ -22,7 +23,8 @@ class Records:
 
         def of(spec, folder):
             def open(directions):
-                return optuna.create_study(study_name=spec.name, storage=memory, directions=directions, load_if_exists=True)
+                study = optuna.create_study(study_name=spec.name, storage=memory, directions=directions, load_if_exists=True)
+                return study, SimpleNamespace(together=contextlib.nullcontext)
 
             return SimpleNamespace(open=open)
 

@@ -48,7 +48,7 @@ def test_an_attempt_whose_trial_another_one_has_is_not_blamed():
             raise SupersededError("attempt 3 took over from attempt 2")
 
     trainable = object.__new__(ExperimentTrainable)
-    trainable._parcel, trainable._stops = Superseded(), None
+    trainable._errand, trainable._stops = Superseded(), None
     with pytest.raises(LostWorkerError) as raised:
         trainable.step()
     assert loss_of(as_the_driver_gets_it(raised.value)).cause == "preempted"

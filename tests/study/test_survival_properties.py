@@ -36,10 +36,12 @@ from study.recording.outbox import Outbox
 from study.recording.tracking import PREFIX
 from study.recording.tracking_writer import StudyWriter
 from study.running import record, searcher
+from study.running.errands import ErrandSize
 from study.running.record import TrialRecord
 from study.running.samplers import make_sampler
 from study.running.searcher import StudySearcher
 from study.running.session import settle_ended
+from study.running.trial_storage import TrialStorage
 from trainables import attempt, storage
 from trainables.attempt import Attempt
 from trainables.failures import SupersededError
@@ -47,14 +49,11 @@ from trainables.protocol import Assignment, Report
 
 NUM_TRIALS = 6
 CASES = [(sampler, lookahead) for sampler in ("tpe", "nsga2", "random") for lookahead in (None, 2, 3)]
-SOME_CASES = [("tpe", None), ("tpe", 2), ("nsga2", None), ("nsga2", 3), ("random", 2)]
+SOME_CASES = [("tpe", None), ("tpe", 2), ("nsga2", None), ("nsga2", 3), ("random", 2), ("random", None)]
 DRIVER, WORKER, WRITER = Doom(), Doom(), Doom()
 OPTIONS = {"tpe": {"n_startup_trials": 2, "n_ei_candidates": 4}, "nsga2": {"population_size": 2}, "random": {}}
 """Samplers that soon look at the past."""
-RECORD_WRITES = (
-    "_create_new_trial", "set_trial_param", "set_trial_user_attr", "set_trial_system_attr", "set_study_system_attr",
-    "set_trial_state_values",
-)  # fmt: skip
+RECORD_WRITES = ("_create_new_trial", "_save", "_set_trial_param", "set_study_system_attr")
 ARTIFACTS = SimpleNamespace(
     in_registry=lambda client: frozenset(),
     num_bytes=lambda uri, store: store.num_bytes(uri),
@@ -71,7 +70,6 @@ LOSSES = {"crash": lambda: WorkerCrashedError(), "node": lambda: NodeDiedError("
 @pytest.fixture(scope="module", autouse=True)
 def world_of_deaths():
     """Deaths at every failpoint and before every write; a disk that need not sync."""
-    optuna_storage = optuna.storages.RDBStorage
     with pytest.MonkeyPatch.context() as patch:
         for module, doom in (
             (record, DRIVER),
@@ -86,14 +84,46 @@ def world_of_deaths():
         patch.setattr(settling, "artifacts", ARTIFACTS)
         patch.setattr(storage.Folder, "remove", WRITER.before(storage.Folder.remove, "remove"))
         for name in RECORD_WRITES:
-            patch.setattr(optuna_storage, name, DRIVER.before(getattr(optuna_storage, name), name))
+            patch.setattr(TrialStorage, name, DRIVER.before(getattr(TrialStorage, name), name))
         patch.setattr(outbox.Outbox, "put", DRIVER.before(Outbox.put, "put"))
         patch.setattr(outbox.Outbox, "mark_delivered", WRITER.before(Outbox.mark_delivered, "mark_delivered"))
         patch.setattr(outbox.Outbox, "remember_run", WRITER.before(Outbox.remember_run, "remember_run"))
         patch.setattr(rdb._VersionManager, "check_table_schema_compatibility", lambda _: None)  # most of an opening's time
         patch.setattr(storage.os, "fsync", lambda _: None)
         patch.setattr(attempt, "MAX_CHECKPOINT_SHARE", float("inf"))
+        patch.setattr(ErrandSize, "hear", lambda size, _: size._seconds.append(0.01))  # no example may depend on the clock
         yield
+
+
+class Worker:
+    """A worker that is sent for some trials, one after the other, and may report of several steps at once.
+
+    Attributes:
+        attempt: at the trial that it is at.
+        unsent: reports that the driver has not got.
+    """
+
+    def __init__(self, assignments: list[Assignment]) -> None:
+        self._later = assignments[1:]
+        self.attempt = Attempt(assignments[0])
+        self.unsent: list[Report] = []
+        self.is_over = False
+
+    @property
+    def trial(self) -> int:
+        return self.attempt.assignment.trial
+
+    def advance(self, *, saves: bool) -> Report | None:
+        """What it says of its next step; None if it dies in it."""
+        attempt.MIN_SECONDS_BETWEEN_CHECKPOINTS = 0.0 if saves else float("inf")
+        try:
+            report = Report.from_json(self.attempt.advance().to_json())
+        except Died:
+            return None
+        if report.finished or report.failure is not None:
+            self.is_over = not self._later
+            self.attempt = self.attempt if self.is_over else Attempt(self._later.pop(0))
+        return report
 
 
 class Session:
@@ -105,7 +135,7 @@ class Session:
         self.record = TrialRecord(world.folder, world.spec, world.space)
         settle_ended(world.spec, self.record, self.outbox)
         self.searcher = StudySearcher(world.spec, self.record, self.outbox, world, max_concurrent=lambda: world.num_workers)
-        self.workers: dict[str, Attempt] = {}
+        self.workers: dict[str, Worker] = {}
         self.losses = Counter[int]()
 
 
@@ -132,7 +162,7 @@ class World:
         shutil.copyfile(empty_record(), self.folder.optuna_file)
         self.store = Store(WRITER)
         self.session: Session | None = None
-        self.outlived: list[Attempt] = []
+        self.outlived: list[Worker] = []
         self.haunted = set[int]()
         self.draws: dict[int, tuple[Any, Any]] = {}
         self.attempts: set[tuple[int, int]] = set()
@@ -174,10 +204,10 @@ class World:
         with self.as_driver():
             tag = f"t{self._num_asked}"
             answer = self.session.searcher.suggest(tag)
-            if isinstance(answer, dict) and "assignments" in answer:
-                assignment = Assignment.from_json(answer["assignments"][0])
-                assert self.draws[assignment.trial][1] == assignment.config
-                self.session.workers[tag] = Attempt(assignment)
+            if isinstance(answer, dict):
+                assignments = [Assignment.from_json(text) for (text,) in answer["parcels"]]
+                assert self.draws[assignments[0].trial][1] == assignments[0].config
+                self.session.workers[tag] = Worker(assignments)
         self.raise_what_the_searcher_met()
         return answer
 
@@ -192,7 +222,7 @@ class World:
         with self.as_driver():
             session.searcher.interrupted = True
             for worker in session.workers.values():
-                worker.close()
+                worker.attempt.close()
             session.workers.clear()
             session.outbox.close_session(session.number)
             self.close_files()
@@ -212,23 +242,27 @@ class World:
 
     # -- workers
 
-    def step(self, tag: str, *, saves: bool = False, is_heard: bool = True) -> None:
-        """A worker makes a step, and dies in it or reports; a report may be lost with its worker."""
+    def step(self, tag: str, *, saves: bool = False, is_heard: bool = True, at_once: int = 1) -> None:
+        """A worker makes a step, and dies in it or reports of as many at once; what it has not reported is lost with it."""
         assert self.session is not None
+        worker = self.session.workers[tag]
         with contextlib.nullcontext() if self.may_lose(tag) else WORKER.spared():
-            report = advance(self.session.workers[tag], saves=saves)
+            report = worker.advance(saves=saves)
         if report is None or not (is_heard or not self.may_lose(tag)):
             self.lose(tag, "crash", lives=False)
             return
-        if report.finished or report.failure is not None:
+        worker.unsent.append(report)
+        if worker.is_over:
             del self.session.workers[tag]
-        self.hear(tag, report)
+        if worker.is_over or len(worker.unsent) >= at_once:
+            reports, worker.unsent = worker.unsent, []
+            self.hear(tag, reports, is_last=worker.is_over)
 
-    def hear(self, tag: str, report: Report) -> None:
+    def hear(self, tag: str, reports: list[Report], *, is_last: bool = False) -> None:
         assert self.session is not None
-        result = {"reports": [report.to_json()]}
+        result = {"reports": [report.to_json() for report in reports]}
         with self.as_driver():
-            if report.finished or report.failure is not None:
+            if is_last:
                 self.session.searcher.on_trial_complete(tag, result)
             else:
                 self.session.searcher.hear(tag, result)
@@ -236,12 +270,18 @@ class World:
 
     def may_lose(self, tag: str) -> bool:
         """Whether another loss leaves the trial what it is: a trial that gets nowhere is given up in the end."""
-        return self.session is not None and self.session.losses[self.session.workers[tag].assignment.trial] < 2
+        return self.session is not None and self.session.losses[self.blamed(tag)] < 2
+
+    def blamed(self, tag: str) -> int:
+        """The trial that a worker is at, as far as the driver knows."""
+        assert self.session is not None
+        (trial,) = self.session.searcher._errands.out(tag)
+        return trial
 
     def lose(self, tag: str, cause: str, *, lives: bool) -> None:
         assert self.session is not None
+        self.session.losses[self.blamed(tag)] += 1
         worker = self.session.workers.pop(tag)
-        self.session.losses[worker.assignment.trial] += 1
         if lives:
             self.outlived.append(worker)
         with self.as_driver():
@@ -251,18 +291,18 @@ class World:
     def outlived_steps(self, index: int, *, saves: bool) -> None:
         """A worker that nobody waits for goes on; what it says comes under the name of the attempt after it."""
         worker = self.outlived[index]
-        self.haunted.add(worker.assignment.trial)
+        self.haunted.add(worker.trial)
         try:
-            report = advance(worker, saves=saves)
+            report = worker.advance(saves=saves)
         except SupersededError:
             report = None
-        if report is None or report.finished or report.failure is not None:
+        if report is None or worker.is_over:
             del self.outlived[index]
         if report is None or self.session is None:
             return
         for tag, live in list(self.session.workers.items()):
-            if self.session is not None and live.assignment.trial == report.trial:
-                self.hear(tag, report)
+            if self.session is not None and live.trial == report.trial:
+                self.hear(tag, [report])
 
     # -- MLflow's writer
 
@@ -286,7 +326,7 @@ class World:
 
     # -- time passes
 
-    def turn(self, *, saves: bool = False, last_first: bool = False) -> bool:
+    def turn(self, *, saves: bool = False, last_first: bool = False, at_once: int = 1) -> bool:
         """Hand a trial out, or have every worker make a step where that cannot be; return whether nothing is left to do."""
         if self.session is None:
             self.open_session()
@@ -298,7 +338,7 @@ class World:
         if answer is None and self.session is not None:
             for tag in sorted(self.session.workers, reverse=last_first):
                 if self.session is not None:
-                    self.step(tag, saves=saves)
+                    self.step(tag, saves=saves, at_once=at_once)
         return False
 
     def complete(self) -> None:
@@ -429,15 +469,6 @@ def undisturbed(sampler: str, lookahead: int | None) -> dict[str, Any]:
     return found
 
 
-def advance(worker: Attempt, *, saves: bool) -> Report | None:
-    """What a worker says of its next step; None if it dies in it."""
-    attempt.MIN_SECONDS_BETWEEN_CHECKPOINTS = 0.0 if saves else float("inf")
-    try:
-        return Report.from_json(worker.advance().to_json())
-    except Died:
-        return None
-
-
 def deaths(max_instants: int) -> st.SearchStrategy[list[int]]:
     """How long each process lives, the next one beginning when one has died."""
     return st.lists(st.integers(0, max_instants), max_size=4)
@@ -466,11 +497,16 @@ class AnyInterleaving(RuleBasedStateMachine):
     def has_outlived(self) -> bool:
         return bool(self.world.outlived)
 
-    @rule(turns=st.integers(1, 12), drivers=deaths(40), workers=deaths(12), saves=st.booleans(), last_first=st.booleans())
-    def time_passes(self, turns: int, drivers: list[int], workers: list[int], saves: bool, last_first: bool) -> None:
+    @rule(
+        turns=st.integers(1, 12), drivers=deaths(40), workers=deaths(12), saves=st.booleans(), last_first=st.booleans(),
+        at_once=st.integers(1, 4),
+    )  # fmt: skip
+    def time_passes(
+        self, turns: int, drivers: list[int], workers: list[int], saves: bool, last_first: bool, at_once: int
+    ) -> None:
         DRIVER.coming, WORKER.coming = drivers, workers
         for _ in range(turns):
-            self.world.turn(saves=saves, last_first=last_first)
+            self.world.turn(saves=saves, last_first=last_first, at_once=at_once)
         DRIVER.coming, WORKER.coming = [], []
 
     @precondition(has_driver)

@@ -245,7 +245,7 @@ def test_a_study_takes_a_lost_rank_or_device_for_a_lost_worker_and_tries_again(e
             raise error
 
     trainable = object.__new__(ExperimentTrainable)
-    trainable._parcel, trainable._stops = Breaks(), None
+    trainable._errand, trainable._stops = Breaks(), None
     with pytest.raises(LostWorkerError, match="gone") as raised:
         trainable.step()
     as_the_driver_gets_it = RayTaskError("step", "Traceback", raised.value, "title", 1, "127.0.0.1").as_instanceof_cause()
