@@ -19,12 +19,19 @@ class Packer:
         self._spec = spec
         self._experiment = load_experiment(spec.description.experiment)
 
-    def take(self, drawn: deque[Draw], alone: Collection[int]) -> list[Draw]:
-        """Take the first out, and of the others those that it pays to run with it.
+    def parcels(self, drawn: deque[Draw], alone: Collection[int], max_parcels: int) -> list[list[Draw]]:
+        """Take the first parcels out: of trials that run together, one parcel after the other.
 
         Args:
             alone: trials that go alone: they were lost once, and whom that was due to nobody knows.
         """
+        found = [self._take(drawn, alone)]
+        while drawn and len(found) < max_parcels and {found[0][0].number, drawn[0].number}.isdisjoint(alone):
+            found.append(self._take(drawn, alone))
+        return found
+
+    def _take(self, drawn: deque[Draw], alone: Collection[int]) -> list[Draw]:
+        """Take the first out, and of the others those that it pays to run with it."""
         first = drawn.popleft()
         key, size = self._kind(first) if first.number not in alone else (None, 1)
         if key is None or size == 1:

@@ -132,9 +132,7 @@ class StudySearcher(Searcher):
     def _hand_out(self, trial_id: str) -> dict[str, Any] | None:
         if not self._drawn:
             self._draw()
-        parcels: list[list[Draw]] = []
-        while self._drawn and len(parcels) < self._size.num_parcels:
-            parcels.append(self._packer.take(self._drawn, self._alone))
+        parcels = self._packer.parcels(self._drawn, self._alone, self._size.num_parcels)
         self._errands.begin(trial_id, parcels, _now_ms())
         self._begin_next(trial_id)
         runnable = [[self._assignment(draw).to_json() for draw in parcel if draw.failure is None] for parcel in parcels]
