@@ -43,6 +43,7 @@ class Delivery:
         self._is_ready = False
         self._trouble: str | None = None
         self.final_status = "KILLED"
+        self.workers_ended_ms: int | None = None  # since 1970; None while the session's end is theirs
 
     def __enter__(self) -> Self:
         self._is_open.set()
@@ -123,7 +124,7 @@ class Delivery:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            self._outbox.close_session(self._session, self.final_status)
+            self._outbox.close_session(self._session, self.final_status, until_ms=self.workers_ended_ms)
         finally:
             with self._changing:
                 self._is_open.clear()

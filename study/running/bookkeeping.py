@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from study.running.ledger import KINDS, Ledger
 
 _BUSY_CPUS = 1.0
-"""Of an attempt that was lost before anything was heard of it: it was starting a worker, and imports take one CPU."""
+"""Of an attempt that was lost before anything was heard of it: it was starting a worker, and imports take one CPU at most."""
 
 
 class Happening(Protocol):
@@ -81,6 +81,11 @@ class _Attempt:
         self.steps.setdefault(kind, _Time()).add(time)
 
     @property
+    def rate(self) -> float:
+        """CPU seconds a second, as far as it was heard; 0 where nothing was."""
+        return self.cpu_heard / self.heard_seconds if self.heard_seconds > 0 else 0.0
+
+    @property
     def heard_seconds(self) -> float:
         return self.share * (self.heard_ms - self.start_ms) / 1000
 
@@ -97,8 +102,8 @@ class _Attempt:
 
     def unheard(self, end_ms: int) -> _Time:
         """What went by since it was heard of; the CPU seconds are an estimate."""
-        wall, span = self.share * max(0, end_ms - self.heard_ms) / 1000, self.heard_seconds
-        return _Time(wall, wall * (self.cpu_heard / span if span else _BUSY_CPUS))
+        wall = self.share * max(0, end_ms - self.heard_ms) / 1000
+        return _Time(wall, wall * (self.rate if self.heard_seconds > 0 else _BUSY_CPUS))
 
 
 def _share(room: float, wanted: float) -> float:
@@ -111,6 +116,7 @@ class _Books:
     def __init__(self) -> None:
         self._spent = {kind: _Time() for kind in KINDS}
         self._lost = _Time()  # part of what is repeated: done unheard by attempts that were lost, and not brought back
+        self._lost_unheard = 0.0  # wall seconds of attempts that were lost before anything was heard of them
         self._attempt: _Attempt | None = None
         self._training = "useful"  # the kind of all training, by how the trial ended
         self._flops: dict[int, float] = {}  # of the trial after each step
@@ -135,16 +141,25 @@ class _Books:
                 found = self._lost.take(time)
                 self._spent[kind].add(self._spent["repeated"].take(found))
             return
-        attempt.hear(event)
+        self._hear(attempt, event)
         for kind, time in _took(event).items():
             attempt.book(kind, time)
 
     def _note_repeat(self, attempt: _Attempt, event: Happening) -> None:
-        attempt.hear(event)
+        self._hear(attempt, event)
         for time in _took(event).values():
             attempt.book("repeated", time)
         step = event.data.get("step", 0)
         self._repeated_flops += max(0.0, self._flops.get(step, 0.0) - self._flops.get(step - 1, 0.0))
+
+    def _hear(self, attempt: _Attempt, event: Happening) -> None:
+        """What is heard first of an attempt tells, too, how busy those before it were that were lost in their start."""
+        attempt.hear(event)
+        if self._lost_unheard and attempt.rate:
+            too_much = min(self._lost.cpu, self._lost_unheard * max(0.0, _BUSY_CPUS - attempt.rate))
+            self._lost.cpu -= too_much
+            self._spent["repeated"].cpu -= too_much
+            self._lost_unheard = 0.0
 
     def _close(self, attempt: _Attempt, event: Happening) -> None:
         """An attempt is over, and with it what went by since it was heard of last."""
@@ -154,6 +169,7 @@ class _Books:
         state = event.data.get("state", "finished")
         if event.kind == "trial_interrupted":
             self._lost.add(tail)
+            self._lost_unheard += 0.0 if attempt.heard_seconds else tail.wall
             self._spent["repeated"].add(tail)
         else:
             self._training = state if state in KINDS else "useful"

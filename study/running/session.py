@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -107,6 +108,7 @@ def run_session(
             room = placement, allowed
             outcome = _tune(folder, spec, record, outbox, room, time_budget_s, console, session, is_embedded=address is None)
         delivery.final_status = "FINISHED" if outcome.is_complete else "KILLED"
+        delivery.workers_ended_ms = time.time_ns() // 1_000_000  # before Ray does: that holds no trial's slot
     return outcome
 
 

@@ -152,6 +152,21 @@ def test_an_attempt_that_was_lost_unheard_is_taken_for_one_busy_cpu():
     assert trial.ledger == Ledger({"repeated": 1.0}, {"repeated": 1.0}, {})
 
 
+def test_how_busy_it_was_is_told_by_the_next_attempt_that_is_heard():
+    """Others had half of the CPUs, too."""
+    trial = Trial()
+    trial.start()
+    trial.now_s += 3.0
+    trial.lose()
+    assert trial.ledger.cpu_seconds == {"repeated": 4.0}
+    trial.start()
+    trial.now_s += 3.0
+    run(trial, 1)  # 3 CPU seconds in 6
+    trial.end()
+    assert trial.ledger.seconds == {"useful": 1.5, "repeated": 4.0, "evaluation": 0.5, "idle": 4.0}
+    assert trial.ledger.cpu_seconds == {"useful": 1.5, "repeated": 2.0, "evaluation": 0.5, "idle": 1.0}
+
+
 def test_waiting_is_idle_and_takes_no_cpu():
     trial = Trial()
     trial.start()
