@@ -235,8 +235,7 @@ class Attempt:
             logger.exception("could not make charts; the trial stands without them")
             return
         with storage_errors("charts"):
-            for name, data in files.items():
-                self._folder.child("charts").write(name, data)
+            self._folder.child("charts").write_all(files)
 
     def _begin(self) -> Experiment:
         assignment = self.assignment

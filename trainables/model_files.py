@@ -54,8 +54,7 @@ def save_model(
     all_files = {TENSORS_FILE: data, **files, RECIPE_FILE: recipe}
     passport = passport_files(name, experiment_class, config, all_files, making or Making(), answers)
     with storage_errors("models"):
-        for file_name, content in {TENSORS_FILE: data, **files, **passport, RECIPE_FILE: recipe}.items():
-            folder.write(file_name, content)
+        folder.write_all({TENSORS_FILE: data, **files, **passport, RECIPE_FILE: recipe})
 
 
 def _answers(

@@ -11,7 +11,7 @@ import os
 import shutil
 import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeGuard
 
@@ -74,28 +74,25 @@ class Folder:
         Raises:
             OSError: if it cannot; nothing of the new one is left, and of a local file it says which.
         """
-        if not self.is_local:
-            filesystem, base = self._filesystem()
+        self.write_all({name: data})
+
+    def write_all(self, files: Mapping[str, bytes]) -> None:
+        """Put whole files in their places, in their order; when this returns, all of them are there to stay.
+
+        Raises:
+            OSError: as `write`; those before the one that failed may be in their places.
+        """
+        if self.is_local:
+            paths = {f"{self.address}/{name}": data for name, data in files.items()}
+            for path, data in paths.items():
+                _put(path, data)
+            for folder in {os.path.dirname(path) for path in paths}:
+                _sync_folder(folder)
+            return
+        filesystem, base = self._filesystem()
+        for name, data in files.items():
             with filesystem.open_output_stream(f"{base}/{name}") as stream:
                 stream.write(data)
-            return
-        path = Path(self.address) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
-        try:
-            with partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            failpoint("file written", name)
-            partial.rename(path)
-        except BaseException as error:
-            if isinstance(error, OSError):
-                error.filename = error.filename or str(path)  # a failing write does not say of which file
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise
-        _sync_folder(path.parent)
 
     def read(self, name: str) -> bytes:
         """Read a whole file.
@@ -104,17 +101,19 @@ class Folder:
             FileNotFoundError: if there is none.
         """
         if self.is_local:
-            return (Path(self.address) / name).read_bytes()
+            with open(f"{self.address}/{name}", "rb") as file:
+                return file.read()
         filesystem, base = self._filesystem()
         with filesystem.open_input_stream(f"{base}/{name}") as stream:
             return bytes(stream.read())
 
     def names(self) -> list[str]:
         """Names of the files here, sorted; none if the folder does not exist."""
-        if self.is_local:
-            folder = Path(self.address)
-            return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
-        return sorted(info.base_name for info in self._objects())
+        if not self.is_local:
+            return sorted(info.base_name for info in self._objects())
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return sorted(name for name in os.listdir(self.address) if not name.startswith("."))
+        return []
 
     def modified_ns(self) -> dict[str, int]:
         """When each file here was last written: nanoseconds since 1970 by the storage's own clock, which may tick in seconds."""
@@ -235,8 +234,28 @@ def _remove_tree(folder: Path) -> None:
             return
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power loss."""
+def _put(path: str, data: bytes) -> None:
+    """Write a file beside its place, and rename it; the rename is yet to be synced."""
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    partial = f"{folder}/.{name}.{uuid.uuid4().hex}{_PARTIAL}"
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        failpoint("file written", name)
+        os.rename(partial, path)
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = error.filename or path  # a failing write does not say of which file
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
+
+
+def _sync_folder(folder: str) -> None:
+    """Make renames survive a power loss."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -53,7 +53,9 @@ def pareto(
     seeds: Annotated[
         str | None,
         typer.Option(
-            help="This parameter is a seed: show means with bands. 'study' where studies repeat each other.", metavar="PARAMETER"
+            help="This parameter is a seed: show means with bands. 'study' where studies repeat each other, 'replicate' where "
+            "trials do.",
+            metavar="PARAMETER",
         ),
     ] = None,
     dominated: Annotated[bool, typer.Option("--dominated", help="Show who is beaten by whom, and by how much.")] = False,

@@ -16,6 +16,8 @@ from study.fronts.seed_bands import bootstrap_means
 
 STUDY = "study"
 """Stands for the study that a row is of: studies that are repeats of each other are seeds, too."""
+REPLICATE = "replicate"
+"""Stands for the trial: trials of one study with the same parameters, as `--replicates` makes them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +46,7 @@ class SeedFront:
     """A front over seeds, best first objective first; and the hypervolume of the means' front, with its band.
 
     Attributes:
-        seed: the parameter whose values are seeds, or `study`.
+        seed: the parameter whose values are seeds, `study` or `replicate`.
         hypervolume_interval: None if no config has two seeds.
     """
 
@@ -66,7 +68,8 @@ def front_over_seeds(
 
     Args:
         front: whose compared models are taken.
-        seed: the parameter that is the seed, or `study`, where several studies are repeats of each other.
+        seed: the parameter that is the seed; `study`, where several studies are repeats of each other; or `replicate`, where
+            trials with the same parameters are.
 
     Raises:
         UserError: if no model has that parameter.
@@ -111,16 +114,18 @@ def _groups(models: Trials, seed: str) -> dict[str, list[int]]:
     That is their parameters, of candidates their number, and of several studies which one, unless that is the seed.
     """
     params = models.params()
-    if seed != STUDY and not any(seed in found for found in params):
+    if seed not in (STUDY, REPLICATE) and not any(seed in found for found in params):
         known = ", ".join(dict.fromkeys(name for found in params for name in found)) or "none"
-        raise UserError(f"--seeds must name a parameter, or 'study', but got {seed!r} (parameters: {known}); name one of these")
+        raise UserError(
+            f"--seeds must name a parameter, '{STUDY}' or '{REPLICATE}', but got {seed!r} (parameters: {known}); name one of these"
+        )
     studies, numbers, candidates = (models.column(name) for name in ("study", "trial", "candidate"))
     groups: dict[str, dict[str, int]] = {}
     for place in sorted(range(len(models)), key=lambda place: (studies[place], numbers[place])):
         key = {name: value for name, value in params[place].items() if name != seed}
         key |= {} if candidates[place] is None else {"candidate": candidates[place]}
         key |= {"study": studies[place]} if models.is_merged and seed != STUDY else {}
-        value = studies[place] if seed == STUDY else params[place].get(seed)
+        value = {STUDY: studies[place], REPLICATE: numbers[place]}.get(seed, params[place].get(seed))
         groups.setdefault(json.dumps(key, sort_keys=True), {}).setdefault(json.dumps(value), place)
     return {key: list(places.values()) for key, places in groups.items()}
 

@@ -106,7 +106,7 @@ def test_models_that_differ_in_their_seed_are_one_row_with_a_band(place):
 def test_a_seed_must_be_a_parameter(place):
     front = open_studies(["lasso-1"], home=place).front()
     with pytest.raises(
-        UserError, match=r"--seeds must name a parameter, or 'study', but got 'sed' \(parameters: strength, seed\)"
+        UserError, match=r"--seeds must name a parameter, 'study' or 'replicate', but got 'sed' \(parameters: strength, seed\)"
     ):
         front_over_seeds(front, "sed")
 
@@ -120,6 +120,11 @@ def seeds_of(*records, seed, **options):
 def test_models_of_two_studies_are_no_repeats_where_a_parameter_is_the_seed():
     records = [record(n, {"loss": 1.0}, params={"seed": n}, study=study) for study in "ab" for n in (0, 1)]
     assert seeds_of(*records, seed="seed", is_merged=True) == [("a/0", "a/1"), ("b/0", "b/1")]
+
+
+def test_replicates_are_trials_with_the_same_parameters():
+    records = [record(n, {"loss": 1.0 + n}, params={"width": n // 2}) for n in range(5)]
+    assert seeds_of(*records, seed="replicate") == [("0", "1"), ("2", "3"), ("4",)]
 
 
 def test_a_seed_that_was_drawn_twice_counts_once_with_the_first_trial():
