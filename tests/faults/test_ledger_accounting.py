@@ -41,7 +41,7 @@ def desk(tmp_path):
 
 @dataclass
 class Account:
-    """What the operating system books to a worker, until it was seen last."""
+    """What the operating system books to a worker, and until when it was seen at work."""
 
     cpu_seconds: float = 0.0
     until_s: float = 0.0
@@ -69,7 +69,7 @@ class Accounts:
         return sum(getattr(account, attribute) for account in self.workers.values())
 
     def slot_seconds(self, since_s):
-        """Wall time of all slots: each ends with its last worker; one that was killed has left its slot to another."""
+        """Wall time of all slots: each ends when its last worker does no more; who was killed has left it to another."""
         return sum(account.until_s - since_s for account in self.workers.values() if not account.is_killed)
 
     def _watch(self):
@@ -95,7 +95,9 @@ class Accounts:
                     works = command[0].startswith("ray::") and "Trainable" in command[0]
                     is_new = process not in self._others and any("default_worker.py" in word for word in command)
                     if works or (self.workers and is_new):
-                        self.workers.setdefault(process, Account()).has_worked |= works
+                        account = self.workers.setdefault(process, Account())
+                        account.has_worked |= works
+                        account.until_s = time.time() if command[0].endswith(".train") else account.until_s
                     elif process not in self.workers:
                         self._others.add(process)
 
@@ -104,9 +106,7 @@ class Accounts:
         with contextlib.suppress(psutil.Error):
             times, account = worker.cpu_times(), self.workers[worker]
             account.cpu_seconds = times.user + times.system
-            if worker.status() != psutil.STATUS_ZOMBIE:
-                account.until_s = time.time()
-                return True
+            return worker.status() != psutil.STATUS_ZOMBIE
         return False
 
     def _kill(self, worker):
