@@ -28,7 +28,7 @@ from trainables.packing import Made
 from trainables.parallel import World
 from trainables.parallel_seat import Seat
 from trainables.passport import Making, inputs_of
-from trainables.protocol import STOPPED_FILE, Assignment, Failure, Measurement, Offer, Report
+from trainables.protocol import STOPPED_FILE, Assignment, Failure, Measurement, Offer, Report, plain
 from trainables.registry import load_experiment
 from trainables.shared import Shared
 from trainables.storage import Folder, StorageError, storage_errors
@@ -285,7 +285,7 @@ class Attempt:
         state = {
             "experiment": self._experiment.state_dict(),
             "config": self.assignment.config,
-            "measurements": [dataclasses.asdict(measurement) for measurement in self._measurements],
+            "measurements": [plain(measurement) for measurement in self._measurements],
         }
         self._checkpoints.refuse_if_superseded()
         self._write_log()

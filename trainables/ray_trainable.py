@@ -1,6 +1,7 @@
 """The one adapter that lets Ray Tune run any experiment. The only file of this package that imports Ray."""
 
 import contextlib
+import logging
 from collections.abc import Collection
 from typing import Any
 
@@ -63,6 +64,7 @@ class ExperimentTrainable(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any]) -> None:
+        logging.getLogger("trainables").setLevel(logging.INFO)  # once: a change has every logger forget what it knows
         parcels = [[Assignment.from_json(text) for text in parcel] for parcel in config["parcels"]]
         self._errand = Errand(parcels, slice_s=config["slice_s"])
         self._stops = ray.get_actor(config["stops"]) if config["stops"] and len(self._errand.trials) > 1 else None

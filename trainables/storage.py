@@ -84,9 +84,12 @@ class Folder:
         """
         if self.is_local:
             paths = {f"{self.address}/{name}": data for name, data in files.items()}
+            folders = {os.path.dirname(path) for path in paths}
+            for folder in folders:
+                os.makedirs(folder, exist_ok=True)
             for path, data in paths.items():
                 _put(path, data)
-            for folder in {os.path.dirname(path) for path in paths}:
+            for folder in folders:
                 _sync_folder(folder)
             return
         filesystem, base = self._filesystem()
@@ -237,7 +240,6 @@ def _remove_tree(folder: Path) -> None:
 def _put(path: str, data: bytes) -> None:
     """Write a file beside its place, and rename it; the rename is yet to be synced."""
     folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
     partial = f"{folder}/.{name}.{uuid.uuid4().hex}{_PARTIAL}"
     try:
         with open(partial, "wb") as file:

@@ -39,12 +39,14 @@ class TrialLog(logging.Handler):
     def capture(self) -> Iterator[None]:
         """Send this package's log, everybody's warnings and printed lines here."""
         science, root = logging.getLogger("trainables"), logging.getLogger()
-        level = science.level
+        level, is_heard = science.level, science.isEnabledFor(logging.INFO)
         root.addHandler(self)
-        science.setLevel(logging.INFO)
+        if not is_heard:  # only then: it has every logger of the process forget what it knows
+            science.setLevel(logging.INFO)
         try:
             with contextlib.redirect_stdout(self._buffer):
                 yield
         finally:
-            science.setLevel(level)
+            if not is_heard:
+                science.setLevel(level)
             root.removeHandler(self)

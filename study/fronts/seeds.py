@@ -117,7 +117,8 @@ def _groups(models: Trials, seed: str) -> dict[str, list[int]]:
     if seed not in (STUDY, REPLICATE) and not any(seed in found for found in params):
         known = ", ".join(dict.fromkeys(name for found in params for name in found)) or "none"
         raise UserError(
-            f"--seeds must name a parameter, '{STUDY}' or '{REPLICATE}', but got {seed!r} (parameters: {known}); name one of these"
+            f"--seeds must name a parameter, '{STUDY}' or '{REPLICATE}', but got {seed!r} (parameters: {known}); "
+            "name one of these"
         )
     studies, numbers, candidates = (models.column(name) for name in ("study", "trial", "candidate"))
     groups: dict[str, dict[str, int]] = {}

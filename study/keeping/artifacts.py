@@ -106,6 +106,16 @@ def delete_experiment(tracking_uri: str, name: str, study_id: str | None) -> str
     return str(found[0].experiment_id) if found else None
 
 
+def log(uri: str, folder: str, kind: str, tracking_uri: str) -> None:
+    """Put a folder's files into a part of a run's artifacts.
+
+    Args:
+        uri: of the run's artifacts.
+        kind: the part's name.
+    """
+    get_artifact_repository(uri, tracking_uri=tracking_uri).log_artifacts(folder, kind)  # type: ignore[no-untyped-call]
+
+
 def sync(uri: str) -> None:
     """Have an artifact's files survive a power loss, where they are on this machine: MLflow does not see to that."""
     folder = local_folder(uri)

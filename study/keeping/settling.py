@@ -7,7 +7,8 @@ to whoever asks for it, and its bytes go last.
 import logging
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence, Set
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 from study.keeping import artifacts
 from study.keeping.retention import DROPPED, MODEL_TAG, REGISTERED_TAG, Model, Rule, State, Stock
@@ -27,6 +28,34 @@ _DELETED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE
 _FORBIDDEN = (401, 403, 405, 501)
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True, slots=True)
+class EndedRun:
+    """What MLflow has of a trial's run.
+
+    Attributes:
+        metrics: the latest of each.
+    """
+
+    run_id: str
+    artifact_uri: str
+    status: str
+    is_deleted: bool
+    tags: dict[str, str]
+    metrics: dict[str, float]
+
+    @classmethod
+    def of(cls, run: "Run") -> Self:
+        info, data = run.info, run.data
+        return cls(
+            run_id=str(info.run_id),
+            artifact_uri=str(info.artifact_uri),
+            status=str(info.status),
+            is_deleted=info.lifecycle_stage == "deleted",
+            tags=dict(data.tags),
+            metrics=dict(data.metrics),
+        )
 
 
 class Settler:
@@ -62,23 +91,23 @@ class Settler:
             self._drop(self._going[0])
             self._going.popleft()
 
-    def settle(self, trial: int, folder: Folder, run_id: str, candidates: "Sequence[LoggedModel]", num_offered: int) -> None:
+    def settle(self, trial: int, folder: Folder, run: "EndedRun", candidates: "Sequence[LoggedModel]", num_offered: int) -> None:
         """Clear a trial's files away, and note and weigh its models.
 
         Args:
             folder: the trial's, in the study's storage.
+            run: the trial's.
             candidates: that MLflow has of it.
             num_offered: how many there should be.
         """
-        run = self._client.get_run(run_id)
         ready = sorted((m for m in candidates if m.status == "READY"), key=lambda model: int(model.tags[CANDIDATE_TAG]))
-        if run.info.status not in _OVER and run.data.tags.get(STATE_TAG) != "stopped":
+        if run.status not in _OVER and run.tags.get(STATE_TAG) != "stopped":
             logger.error("MLflow has not all of trial %d: only its checkpoints go", trial)
             folder.child("checkpoints").remove()
             return
-        models = [] if run.info.lifecycle_stage == "deleted" else self.models_of(trial, folder, run, ready)
+        models = [] if run.is_deleted else self.models_of(trial, folder, run, ready)
         self._outbox.remember_models(models)
-        for place in (f"{run.info.artifact_uri}/model", f"{run.info.artifact_uri}/charts", *(m.artifact_location for m in ready)):
+        for place in (f"{run.artifact_uri}/model", f"{run.artifact_uri}/charts", *(m.artifact_location for m in ready)):
             artifacts.sync(place)
         failpoint("trial clearing")
         for kind in _TEMPORARY:
@@ -91,13 +120,13 @@ class Settler:
                 self._stock.add(model)
         self.drop_excess()
 
-    def models_of(self, trial: int, folder: Folder, run: "Run", ready: "Sequence[LoggedModel]") -> list[Model]:
+    def models_of(self, trial: int, folder: Folder, run: "EndedRun", ready: "Sequence[LoggedModel]") -> list[Model]:
         """What MLflow has of a trial: a trial with candidates is on the front by these alone, one that failed by none."""
-        is_finished, sizes = run.data.tags.get(STATE_TAG) == "finished", folder.sizes()
+        is_finished, sizes = run.tags.get(STATE_TAG) == "finished", folder.sizes()
         models = []
-        if is_finished and (num_bytes := self._num_bytes(sizes, "model/", f"{run.info.artifact_uri}/model")):
-            costs = None if ready else self._rule.costs(run.data.metrics)
-            models.append(Model(trial, None, run.info.run_id, num_bytes, costs, _state(run.data.tags)))
+        if is_finished and (num_bytes := self._num_bytes(sizes, "model/", f"{run.artifact_uri}/model")):
+            costs = None if ready else self._rule.costs(run.metrics)
+            models.append(Model(trial, None, run.run_id, num_bytes, costs, _state(run.tags)))
         for model in ready:
             number = int(model.tags[CANDIDATE_TAG])
             metrics = {metric.key.removeprefix(CANDIDATE_PREFIX): metric.value for metric in model.metrics or ()}

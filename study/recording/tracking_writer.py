@@ -7,26 +7,27 @@ or a logged model is asked of MLflow once only, since an answer that is lost doe
 """
 
 import contextlib
-import json
 import logging
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
 from study.errors import UserError
 from study.keeping import artifacts
 from study.keeping.retention import Model, Rule
-from study.keeping.settling import Settler
+from study.keeping.settling import EndedRun, Settler
 from study.recording import tracking
+from study.recording.batches import Whole, by_trial, chunks
+from study.recording.bulk import BulkInsert, WholeRun
 from study.recording.lost_runs import LostRuns
 from study.recording.outbox import Event, Outbox
+from study.recording.run_files import UPLOAD, RunFiles, requests
+from study.recording.run_writes import RunWrites, storable
 from study.recording.tracking import (
     CANDIDATE_PREFIX,
     CANDIDATE_TAG,
     CHARTS_TAG,
-    MAX_TAG,
     PARENT,
     PREFIX,
     STATE_TAG,
@@ -37,12 +38,10 @@ from study.recording.tracking import (
     all_models,
     answering,
 )
-from study.reporting.charts import draw_chart
-from trainables.charts import Chart
 from trainables.failpoints import failpoint
 from trainables.storage import Folder
 
-from mlflow.entities import LoggedModel, Metric, Param, RunTag  # isort: skip: study.recording.tracking quietens it first
+from mlflow.entities import LoggedModel, Metric, Param  # isort: skip: study.recording.tracking quietens it first
 from mlflow.exceptions import MlflowException  # isort: skip
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME  # isort: skip
 
@@ -50,21 +49,8 @@ _STATUSES = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 """MLflow's word for how a trial ended. It has none for one that was stopped early; who looks for FINISHED must not find it."""
 _MAX_MODEL_PARAM = 500
 _ASK_ONCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-_UPLOAD = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "120"}  # of big files, which a server may take on to an object store before it answers
 
 logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def _requests(settings: Mapping[str, str]) -> Iterator[None]:
-    """Inside, MLflow makes its requests otherwise; it looks at the environment before each."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 class StudyWriter:
@@ -91,13 +77,14 @@ class StudyWriter:
         self._outbox = outbox
         self._name = name
         self._study_id = study_id
-        self._client = tracking.connect(tracking_uri)
+        self._client, self._tracking_uri = tracking.connect(tracking_uri), tracking_uri
         self._runs = outbox.runs()
         with answering(tracking_uri):
             self._experiment_id = self._find_experiment(artifacts)
         self._starts: dict[int, int] = {}
-        self._fresh: set[int | None] = set()  # trials whose runs were made here and have had one attempt
+        self._made: dict[int | None, EndedRun] = {}  # of trials whose runs were made here and have had one attempt
         self._lost = LostRuns(self._client, self._experiment_id, study_id, set(self._runs.values()))
+        self._bulk = BulkInsert.of(self._client, self._experiment_id)
         self._candidates: dict[int, dict[int, str]] = {}
         self._doubtful: set[int] = set()
         self._settler = Settler(outbox, self._client, tracking_uri, rule or Rule())
@@ -130,74 +117,153 @@ class StudyWriter:
             self._settler.drop_excess()
             self._has_finished = True
         events = self._outbox.pending(limit)
-        start = 0
-        while start < len(events):
-            stop = start + 1
-            if events[start].kind == "measurement":  # those of one trial that follow each other go as one batch
-                while stop < len(events) and (events[stop].kind, events[stop].trial) == ("measurement", events[start].trial):
-                    stop += 1
-            try:
-                self._apply(events[start:stop])
-            except MlflowException as error:
-                if error.error_code != "INVALID_PARAMETER_VALUE":
-                    raise
-                logger.error("MLflow will never take %s: %s", events[start], error)  # and what follows must not wait for it
-            failpoint("event delivered", events[start].kind)
-            self._outbox.mark_delivered(events[stop - 1].seq)
-            start = stop
+        for chunk, whole in chunks(events, self._is_new):
+            inserted = self._insert(whole)
+            for of_trial in by_trial(event for event in chunk if event.trial not in inserted or event.kind == "trial_settled"):
+                self._apply_all(of_trial)
+            failpoint("event delivered", chunk[-1].kind)
+            self._outbox.mark_delivered(chunk[-1].seq)
         return len(events)
 
+    def _is_new(self, trial: int) -> bool:
+        return self._bulk is not None and trial not in self._runs and self._find_run(trial) is None
+
+    def _insert(self, whole: Whole) -> Set[int]:
+        """Write the runs of whole trials at once, if MLflow can be written to so; return which were."""
+        if self._bulk is None or not whole:
+            return set()
+        try:
+            self._bulk.insert([self._whole_run(self._bulk, trial, events) for trial, events in whole.items()])
+        except Exception:
+            logger.exception("could not write runs at once; from now on they go piece by piece")
+            self._bulk = None
+            for trial in whole:
+                self._made.pop(trial, None)
+            return set()
+        for trial in whole:
+            self._remember(trial, self._made[trial].run_id)
+        return whole.keys()
+
+    def _whole_run(self, bulk: BulkInsert, trial: int, events: list[Event]) -> WholeRun:
+        """All of a run; its files are there then."""
+        run_id = bulk.new_id(self._study_id, trial)
+        place = bulk.artifact_uri(run_id)
+        self._starts[trial] = events[0].time_ms
+        made = self._made[trial] = EndedRun(
+            run_id=run_id, artifact_uri=place, status="RUNNING", is_deleted=False, tags={}, metrics={}
+        )
+        writes, end = RunWrites(self._client, run_id), next(event for event in events if event.kind == "trial_end")
+        for event in events:
+            if event.kind in ("trial_start", "measurement"):
+                self._apply_one(event, run_id, writes)
+        writes.tag(self._identity(trial) | self._take_files(end, run_id))
+        made.tags[STATE_TAG], made.status = end.data["state"], _STATUSES[end.data["state"]]
+        return WholeRun(
+            run_id=run_id, name=self._run_name(trial), start_ms=events[0].time_ms, end_ms=end.time_ms, status=made.status,
+            artifact_uri=place, params=writes.params, metrics=writes.metrics, tags=writes.tags,
+        )  # fmt: skip
+
+    def _apply_all(self, events: list[Event]) -> None:
+        """Apply events of one trial in as few requests as possible; what MLflow will never take is left out."""
+        try:
+            self._apply(events)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            if len(events) == 1:
+                logger.error("MLflow will never take %s: %s", events[0], error)  # and what follows must not wait for it
+                return
+            for event in events:
+                self._apply_all([event])
+
     def _apply(self, events: list[Event]) -> None:
-        event = events[0]
-        run_id = self._run(PARENT if event.trial is None else event.trial, event)
+        run_id = self._run(PARENT if events[0].trial is None else events[0].trial, events[0])
+        writes = RunWrites(self._client, run_id)
+        for event in events:
+            self._apply_one(event, run_id, writes, ends=events[-1].kind == "trial_end")
+        writes.flush()
+
+    def _apply_one(self, event: Event, run_id: str, writes: RunWrites, *, ends: bool = False) -> None:
+        """Apply an event, now or when `writes` is flushed.
+
+        Args:
+            ends: whether the trial's end follows at once.
+        """
         match event.kind:
             case "session_start":
-                self._client.log_batch(run_id, tags=_tags(event.data["tags"]))
+                writes.tag(event.data["tags"])
                 self._client.update_run(run_id, status="RUNNING")
             case "session_end":
                 self._remove_strays()
-                self._client.log_batch(run_id, tags=_tags(event.data.get("tags", {})))  # older versions put none
+                writes.tag(event.data.get("tags", {}))  # older versions put none
+                writes.flush()
                 self._client.set_terminated(run_id, status=event.data["status"], end_time=event.time_ms)
             case "trial_start":
-                params = [Param(key, _storable(str(value))) for key, value in event.data["params"].items()]
-                self._client.log_batch(run_id, params=params, tags=_tags(event.data["tags"] | {STATE_TAG: "running"}))
-                if event.data.get("attempt") != 1:
-                    self._fresh.discard(event.trial)
-                if event.trial not in self._fresh:
-                    self._client.update_run(run_id, status="RUNNING")
+                self._start(event, run_id, writes, ends=ends)
             case "measurement":
-                self._log_metrics(run_id, events)
+                self._measure(event, run_id, writes)
             case "candidate":
                 self._log_candidate(run_id, event)
             case "trial_end":
-                self._log_model(run_id, event.data["model"])
-                charts = self._log_charts(run_id, event.data.get("charts"))  # older versions put none
-                if event.trial not in self._fresh:
-                    self._forget_failure(run_id)
-                tags = event.data["tags"] | ({CHARTS_TAG: ", ".join(charts)} if charts else {})
-                self._client.log_batch(run_id, tags=_tags(tags | {STATE_TAG: event.data["state"]}))
-                status = _STATUSES[event.data["state"]]
-                failpoint("run ending")
-                self._client.set_terminated(run_id, status=status, end_time=event.time_ms)
+                self._end(event, run_id, writes)
             case "trial_settled":
                 self.settle(event.trial, Folder(event.data["folder"]))
             case "trial_interrupted":
-                self._client.log_batch(run_id, tags=_tags(event.data["tags"] | {STATE_TAG: "interrupted"}))
+                writes.tag(event.data["tags"] | {STATE_TAG: "interrupted"})
+                writes.flush()
                 self._client.set_terminated(run_id, status="KILLED", end_time=event.time_ms)
+
+    def _start(self, event: Event, run_id: str, writes: RunWrites, *, ends: bool) -> None:
+        writes.params += [Param(key, storable(str(value))) for key, value in event.data["params"].items()]
+        writes.tag(event.data["tags"] | {STATE_TAG: "running"})
+        if event.data.get("attempt") != 1:
+            self._made.pop(event.trial, None)
+        if event.trial not in self._made and not ends:  # one that has ended already must not seem to go on
+            self._client.update_run(run_id, status="RUNNING")
+
+    def _measure(self, event: Event, run_id: str, writes: RunWrites) -> None:
+        """A step's timestamp is the trial's start plus a millisecond a step."""
+        step, time_ms = event.data["step"], self._start_ms(run_id, event.trial) + event.data["step"]
+        metrics = event.data["metrics"] | {"progress": event.data["progress"]}
+        writes.metrics += [Metric(name, value, time_ms, step) for name, value in metrics.items()]
+        if made := self._made.get(event.trial):
+            made.metrics.update(metrics)
+
+    def _end(self, event: Event, run_id: str, writes: RunWrites) -> None:
+        made, state = self._made.get(event.trial), event.data["state"]
+        tags = self._take_files(event, run_id)
+        if made is None:
+            self._forget_failure(run_id)
+        writes.tag(tags)
+        writes.flush()
+        failpoint("run ending")
+        self._client.set_terminated(run_id, status=_STATUSES[state], end_time=event.time_ms)
+        if made is not None:
+            made.tags[STATE_TAG], made.status = state, _STATUSES[state]
+
+    def _take_files(self, end: Event, run_id: str) -> dict[str, Any]:
+        """Put a trial's model and charts into its run; return the tags of its end, which say what there is."""
+        made = self._made.get(end.trial)
+        files = RunFiles(self._client, self._tracking_uri, run_id, made.artifact_uri if made else None)
+        files.put_model(end.data["model"])
+        charts = files.put_charts(end.data.get("charts"))  # older versions put none
+        tags: dict[str, Any] = end.data["tags"]
+        return tags | ({CHARTS_TAG: ", ".join(charts)} if charts else {}) | {STATE_TAG: end.data["state"]}
 
     def settle(self, trial: int | None, folder: Folder) -> None:
         """Clear a trial's files away that MLflow has, and weigh its models; only once its end is delivered."""
         assert trial is not None
         num_offered = self._outbox.num_candidates(trial)
         candidates = self._models_of(trial) if num_offered else []
-        self._settler.settle(trial, folder, self._runs[trial], candidates, num_offered)
+        run = self._made.pop(trial, None) or EndedRun.of(self._client.get_run(self._runs[trial]))
+        self._settler.settle(trial, folder, run, candidates, num_offered)
 
     def look_at(self, trial: int, folder: Folder) -> list[Model]:
         """The models that MLflow has of a trial; nothing is changed."""
         if trial not in self._runs:
             return []
         ready = [model for model in self._models_of(trial) if model.status == "READY"]
-        return self._settler.models_of(trial, folder, self._client.get_run(self._runs[trial]), ready)
+        return self._settler.models_of(trial, folder, EndedRun.of(self._client.get_run(self._runs[trial])), ready)
 
     @contextlib.contextmanager
     def weighing_at_once(self) -> Iterator[None]:
@@ -217,17 +283,6 @@ class StudyWriter:
             if tag.startswith(PREFIX + "failure."):
                 self._client.delete_tag(run_id, tag)
 
-    def _log_metrics(self, run_id: str, events: list[Event]) -> None:
-        """Log the metrics of several steps; a step's timestamp is the trial's start plus a millisecond a step."""
-        start_ms = self._start_ms(run_id, events[0].trial)
-        metrics = [
-            Metric(name, value, start_ms + event.data["step"], event.data["step"])
-            for event in events
-            for name, value in [*event.data["metrics"].items(), ("progress", event.data["progress"])]
-        ]
-        for first in range(0, len(metrics), 1000):
-            self._client.log_batch(run_id, metrics=metrics[first : first + 1000])
-
     def _log_candidate(self, run_id: str, event: Event) -> None:
         """Make a logged model of a candidate; whatever a writer before this one left of it is completed."""
         assert event.trial is not None
@@ -238,7 +293,7 @@ class StudyWriter:
         with tempfile.TemporaryDirectory() as staging:
             Folder(event.data["model"]).download(Path(staging))
             has_files = any(Path(staging).iterdir())
-            with _requests(_UPLOAD):
+            with requests(UPLOAD):
                 self._client.log_model_artifacts(model_id, staging)
         time_ms = self._start_ms(run_id, event.trial) + number
         metrics = [
@@ -277,7 +332,7 @@ class StudyWriter:
                     STUDY_TAG: self._name, STUDY_ID_TAG: self._study_id, TRIAL_TAG: str(event.trial),
                     CANDIDATE_TAG: str(number), PREFIX + "step": str(event.data["step"]),
                 },
-                params={key: _storable(str(value))[:_MAX_MODEL_PARAM] for key, value in event.data["params"].items()},
+                params={key: storable(str(value))[:_MAX_MODEL_PARAM] for key, value in event.data["params"].items()},
                 model_type="narrow-study",
             )  # fmt: skip
         return str(model.model_id)
@@ -288,42 +343,15 @@ class StudyWriter:
             self._starts[key] = int(self._client.get_run(run_id).info.start_time)
         return self._starts[key]
 
-    def _log_model(self, run_id: str, address: str | None) -> None:
-        if address is None:
-            return
-        with tempfile.TemporaryDirectory() as staging:
-            Folder(address).download(Path(staging))  # not what a killed worker left half-written there
-            with _requests(_UPLOAD):
-                self._client.log_artifacts(run_id, staging, "model")
-
-    def _log_charts(self, run_id: str, address: str | None) -> list[str]:
-        """Log every chart as data and picture; return their names. One that cannot be drawn is there as data.
-
-        A page, which holds all of plotly, is drawn for who asks: it would be most of the store.
-        """
-        if address is None:
-            return []
-        with tempfile.TemporaryDirectory() as staging:
-            folder = Path(staging)
-            Folder(address).download(folder)
-            names = sorted(file.stem for file in folder.iterdir())
-            for name in names:
-                try:
-                    draw_chart(Chart.from_json((folder / f"{name}.json").read_text()), folder / f"{name}.png")
-                except Exception:  # no later event may wait for a picture
-                    logger.exception("could not draw the chart %s of run %s", name, run_id)
-            if names:
-                with _requests(_UPLOAD):
-                    self._client.log_artifacts(run_id, staging, "charts")
-        return names
-
     def _run(self, trial: int, event: Event) -> str:
         """The run of a trial, or of the study: known, found in MLflow, or made."""
         if trial not in self._runs:
-            run_id = self._find_run(trial) or self._create_run(trial, event.time_ms)
-            self._outbox.remember_run(trial, run_id)
-            self._runs[trial] = run_id
+            self._remember(trial, self._find_run(trial) or self._create_run(trial, event.time_ms))
         return self._runs[trial]
+
+    def _remember(self, trial: int, run_id: str) -> None:
+        self._outbox.remember_run(trial, run_id)
+        self._runs[trial] = run_id
 
     def _find_run(self, trial: int) -> str | None:
         found = self._lost.find(trial, in_doubt=trial in self._doubtful)
@@ -335,7 +363,7 @@ class StudyWriter:
     def _making(self, trial: int | None) -> Iterator[None]:
         """Inside, something of a trial is made that must not be made twice; an error leaves in doubt whether it was."""
         try:
-            with _requests(_ASK_ONCE):
+            with requests(_ASK_ONCE):
                 yield
         except MlflowException:
             self._doubtful.add(PARENT if trial is None else trial)
@@ -352,31 +380,17 @@ class StudyWriter:
             self._doubtful.remove(trial)
 
     def _create_run(self, trial: int, start_ms: int) -> str:
-        name = self._name if trial == PARENT else f"{self._name}-{trial:04d}"
-        tags = {STUDY_TAG: self._name, STUDY_ID_TAG: self._study_id, TRIAL_TAG: str(trial), MLFLOW_RUN_NAME: name}
-        tags[MLFLOW_SOURCE_NAME] = "narrow-study"
-        if trial != PARENT:
-            tags[MLFLOW_PARENT_RUN_ID] = self._runs[PARENT]
+        tags, name = self._identity(trial), self._run_name(trial)
         with self._making(trial):
             run = self._client.create_run(self._experiment_id, start_time=start_ms, tags=tags, run_name=name)
-        self._starts[trial] = start_ms
-        self._fresh.add(trial)
+        self._starts[trial], self._made[trial] = start_ms, EndedRun.of(run)
         return str(run.info.run_id)
 
+    def _identity(self, trial: int) -> dict[str, str]:
+        """Tags by which a run is found again."""
+        tags = {STUDY_TAG: self._name, STUDY_ID_TAG: self._study_id, TRIAL_TAG: str(trial)}
+        tags |= {MLFLOW_RUN_NAME: self._run_name(trial), MLFLOW_SOURCE_NAME: "narrow-study"}
+        return tags if trial == PARENT else tags | {MLFLOW_PARENT_RUN_ID: self._runs[PARENT]}
 
-def _tags(tags: Mapping[str, Any]) -> list[RunTag]:
-    full = {key if key.startswith(PREFIX) else PREFIX + key: _tag_text(value) for key, value in tags.items()}
-    return [RunTag(key, value) for key, value in full.items()]
-
-
-def _tag_text(value: Any) -> str:
-    text = _storable(value if isinstance(value, str) else json.dumps(value))
-    return text if len(text) <= MAX_TAG else f"{text[: MAX_TAG // 2]}\n[...]\n{text[-MAX_TAG // 2 :]}"
-
-
-def _storable(text: str) -> str:
-    r"""A text that every database takes: PostgreSQL has no NUL, and none has half characters, as of file names in no UTF-8.
-
-    They become \x00 and the like: an error that quotes them must not stop all that comes after it.
-    """
-    return text.replace("\0", r"\x00").encode("utf-8", "backslashreplace").decode()
+    def _run_name(self, trial: int) -> str:
+        return self._name if trial == PARENT else f"{self._name}-{trial:04d}"

@@ -327,6 +327,7 @@ def test_what_mlflow_did_not_take_stays_in_the_storage(desks, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "log_artifacts", refuse)
+        patch.setattr(artifacts, "log", refuse)
         desk.deliver()
     assert desk.outbox.num_pending() == 0
     assert desk.stored(0) == ["charts", "log.txt", "model"]

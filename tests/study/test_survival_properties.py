@@ -31,7 +31,7 @@ from search_spaces.space import Constraint
 from study.home import Home
 from study.keeping import settling
 from study.keeping.retention import DROPPED, MODEL_TAG, Rule
-from study.recording import outbox, tracking, tracking_writer
+from study.recording import outbox, run_files, tracking, tracking_writer
 from study.recording.outbox import Outbox
 from study.recording.tracking import PREFIX
 from study.recording.tracking_writer import StudyWriter
@@ -59,6 +59,7 @@ ARTIFACTS = SimpleNamespace(
     num_bytes=lambda uri, store: store.num_bytes(uri),
     delete=lambda uri, store: store.delete(uri),
     sync=lambda uri: WRITER.pass_by("sync"),
+    log=lambda uri, folder, kind, store: store.log_artifacts(uri, folder, kind),
 )
 RULE = Rule(
     objectives={"cost": "min", "size": "max"}, constraints=(Constraint.parse("size >= 0.5"),), keep="front", floor_bytes=3_000
@@ -81,7 +82,8 @@ def world_of_deaths():
         ):
             patch.setattr(module, "failpoint", doom.pass_by)
         patch.setattr(tracking, "connect", lambda store: store)
-        patch.setattr(settling, "artifacts", ARTIFACTS)
+        for module in (settling, run_files):
+            patch.setattr(module, "artifacts", ARTIFACTS)
         patch.setattr(storage.Folder, "remove", WRITER.before(storage.Folder.remove, "remove"))
         for name in RECORD_WRITES:
             patch.setattr(TrialStorage, name, DRIVER.before(getattr(TrialStorage, name), name))

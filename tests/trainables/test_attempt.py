@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from trainables.model_files import load_model
 from trainables.passport import read_passport
 from trainables.protocol import Assignment, Measurement, Report
 from trainables.storage import Folder, StorageError
+from trainables.trial_log import TrialLog
 
 HERE = Path(__file__).parent
 TINY = dataclasses.asdict(CurriculumConfig.tiny())
@@ -145,6 +147,18 @@ def test_a_worker_that_does_not_see_the_studys_storage_says_so(tmp_path):
     (tmp_path / "study.json").unlink()
     with pytest.raises(StorageError, match="seen by every node"):
         Attempt(assignment).advance()
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.WARNING, logging.INFO, logging.DEBUG])
+def test_a_log_has_the_packages_lines_whatever_the_level_and_leaves_the_level_as_it_was(level, caplog):
+    caplog.set_level(level, logger="trainables")
+    log = TrialLog()
+    with log.capture():
+        logging.getLogger("trainables.attempt").info("told")
+        print("printed")
+    logging.getLogger("trainables.attempt").info("untold")
+    assert log.text().endswith(" told\nprinted\n")
+    assert logging.getLogger("trainables").level == level
 
 
 class Odd(Experiment):

@@ -1,6 +1,7 @@
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,32 @@ def test_a_storage_that_fails_otherwise_is_to_be_mended(tmp_path, monkeypatch):
         Folder(tmp_path / "trial").write("a", b"one")
 
 
+def test_several_files_are_each_synced_before_they_take_their_place_and_their_folder_after_the_last(tmp_path, monkeypatch):
+    done, sync, rename = [], os.fsync, os.rename
+
+    def note_sync(descriptor):
+        place = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        done.append(("sync", place.name.split(".")[1] if place.is_file() else "folder"))
+        sync(descriptor)
+
+    def note_rename(source, destination):
+        done.append(("place", Path(destination).name))
+        rename(source, destination)
+
+    monkeypatch.setattr("os.fsync", note_sync)
+    monkeypatch.setattr("os.rename", note_rename)
+    Folder(tmp_path / "model").write_all({"b": b"2", "a": b"1"})
+    assert done == [("sync", "b"), ("place", "b"), ("sync", "a"), ("place", "a"), ("sync", "folder")]
+    assert [Folder(tmp_path / "model").read(name) for name in ("a", "b")] == [b"1", b"2"]
+
+
+def test_of_several_files_those_after_one_that_fails_are_not_written(tmp_path):
+    (tmp_path / "b").mkdir()
+    with pytest.raises(OSError, match="Is a directory"):
+        Folder(tmp_path).write_all({"a": b"1", "b": b"2", "c": b"3"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
 def test_children_deletion_and_download(tmp_path):
     child = Folder(tmp_path).child("x/y")
     child.write("b", b"2")
@@ -66,7 +93,8 @@ def test_a_uri_goes_through_pyarrow(tmp_path):
     (tmp_path / "bucket").mkdir()
     folder = Folder(f"file://{tmp_path}/bucket")
     assert not folder.is_local
-    folder.write("a", b"1")
+    folder.write_all({"a": b"1", "b": b"2"})
+    folder.delete("b")
     assert (folder.names(), folder.read("a")) == (["a"], b"1")
     folder.download(tmp_path / "copy")
     folder.delete("a")
