@@ -16,7 +16,8 @@ FORBIDDEN = {
 }
 ALLOWED = {("trainables/ray_trainable.py", "ray")}
 _KNOW_MLFLOW = (
-    "recording/tracking", "recording/tracking_writer", "asking/run_index", "asking/registration", "keeping/artifacts",
+    "recording/tracking", "recording/tracking_writer", "recording/bulk", "recording/run_writes", "asking/run_index",
+    "asking/registration", "keeping/artifacts",
     "exchanging/import_writer",
 )  # fmt: skip
 ONLY_HERE = {"mlflow": {f"study/{name}.py" for name in _KNOW_MLFLOW}}

@@ -5,7 +5,7 @@ Where anything here does not fit MLflow, nothing is written, and runs go that wa
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,6 +14,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric, SqlParam, SqlRun, SqlTag
 from mlflow.utils.uri import append_to_uri_path
 from mlflow.utils.validation import _validate_batch_log_data
+from sqlalchemy import insert
 
 if TYPE_CHECKING:
     import mlflow
@@ -73,34 +74,29 @@ class BulkInsert:
         Raises:
             Exception: whatever MLflow or its database has against them.
         """
-        rows = [self._row(run) for run in runs]
+        rows: dict[type, list[dict[str, Any]]] = {}
+        for run in runs:
+            for table, values in self._rows(run):
+                rows.setdefault(table, []).append(values)
         with self._store.ManagedSessionMaker(read_only=False) as session:
-            session.add_all(rows)
+            for table, of_table in rows.items():
+                session.execute(insert(table), of_table)
 
-    def _row(self, run: WholeRun) -> SqlRun:
+    def _rows(self, run: WholeRun) -> Iterator[tuple[type, dict[str, Any]]]:
         metrics, params, tags = _validate_batch_log_data(run.metrics, run.params, run.tags)  # type: ignore[no-untyped-call]
-        values = {metric: self._value(metric) for metric in metrics}
-        latest = {metric.key: metric for metric in sorted(metrics, key=lambda metric: (metric.step, metric.timestamp))}
-        return SqlRun(
-            run_uuid=run.run_id,
-            name=run.name,
-            experiment_id=int(self._experiment_id),
-            source_type="UNKNOWN",
-            source_name="",
-            entry_point_name="",
-            user_id="unknown",
-            status=run.status,
-            start_time=run.start_ms,
-            end_time=run.end_ms,
-            source_version="",
-            lifecycle_stage="active",
-            artifact_uri=run.artifact_uri,
-            tags=[SqlTag(key=tag.key, value=tag.value) for tag in tags],
-            params=[SqlParam(key=param.key, value=param.value) for param in params],
-            metrics=[SqlMetric(**value) for value in values.values()],
-            latest_metrics=[SqlLatestMetric(**values[metric]) for metric in latest.values()],
-        )
-
-    def _value(self, metric: Metric) -> dict[str, Any]:
-        is_nan, value = self._store.sanitize_metric_value(metric.value)
-        return {"key": metric.key, "value": value, "timestamp": metric.timestamp, "step": metric.step, "is_nan": is_nan}
+        yield SqlRun, {
+            "run_uuid": run.run_id, "name": run.name, "experiment_id": int(self._experiment_id), "source_type": "UNKNOWN",
+            "source_name": "", "entry_point_name": "", "user_id": "unknown", "status": run.status, "start_time": run.start_ms,
+            "end_time": run.end_ms, "source_version": "", "lifecycle_stage": "active", "artifact_uri": run.artifact_uri,
+        }  # fmt: skip
+        for table, pairs in ((SqlTag, tags), (SqlParam, params)):
+            for pair in pairs:
+                yield table, {"run_uuid": run.run_id, "key": pair.key, "value": pair.value}
+        latest: dict[str, dict[str, Any]] = {}
+        for metric in sorted(metrics, key=lambda metric: (metric.step, metric.timestamp)):
+            is_nan, value = self._store.sanitize_metric_value(metric.value)
+            own = {"key": metric.key, "value": value, "timestamp": metric.timestamp, "step": metric.step, "is_nan": is_nan}
+            latest[metric.key] = own | {"run_uuid": run.run_id}
+            yield SqlMetric, latest[metric.key]
+        for newest in latest.values():
+            yield SqlLatestMetric, newest

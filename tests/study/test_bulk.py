@@ -61,8 +61,8 @@ def tables(uri, place):
     for run_id, name in names.items():
         found = {table: [row.replace(run_id, name) for row in rows] for table, rows in found.items()}
     found = {table: sorted(row.replace(str(place), "") for row in rows) for table, rows in found.items()}
-    files = sorted((place / "artifacts").rglob("*.*"))
-    return found | {"files": [names[path.relative_to(place / "artifacts").parts[0]] + path.name for path in files]}
+    files = (place / "artifacts").rglob("*.*")
+    return found | {"files": sorted(names[path.relative_to(place / "artifacts").parts[0]] + path.name for path in files)}
 
 
 def test_runs_at_once_are_row_for_row_what_mlflow_makes_of_their_pieces(desk, tmp_path, monkeypatch):
