@@ -165,7 +165,7 @@ def test_a_chart_that_cannot_be_drawn_holds_up_nothing(told, tmp_path, monkeypat
             raise ZeroDivisionError("no ink")
         draw_chart(drawn, path)
 
-    monkeypatch.setattr("study.recording.tracking_writer.draw_chart", draw)
+    monkeypatch.setattr("study.recording.run_files.draw_chart", draw)
     for name in ("bad", "pruning"):
         Folder(tmp_path / "charts").write(f"{name}.json", chart(name=name).to_json().encode())
     study, artifacts = told({"charts": str(tmp_path / "charts")})
