@@ -1,6 +1,6 @@
 """Early stopping of a study's trials: what they are judged by, what of it outlives a crash, and Ray Tune's end of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -16,13 +16,14 @@ class Judge:
     """Says which trials are to be stopped.
 
     What a trial showed at a rung is put into the outbox before anybody is judged by it, so that a resumed study goes by the
-    same.
+    same; who of the unfinished was to be stopped then, and the driver died over it, is stopped when heard of again.
 
     Args:
         outbox: of the study; what it knows of earlier sessions is taken in.
+        unfinished: trials that are to go on.
     """
 
-    def __init__(self, spec: StudySpec, outbox: Outbox) -> None:
+    def __init__(self, spec: StudySpec, outbox: Outbox, unfinished: Collection[int] = ()) -> None:
         self._outbox = outbox
         self._rule = StopRule.parse(spec.early_stopping)
         self._constraints = [Constraint.parse(text) for text in spec.description.constraints]
@@ -30,7 +31,8 @@ class Judge:
         self._rungs = Rungs(self._rule, spec.description.at_rungs, self._constraints)
         self._progress: dict[int, float] = {}
         for trial, shown in outbox.rungs() if self._rule.levels else ():
-            self._rungs.remember(trial, shown["progress"], shown["metrics"])
+            take_in = self._rungs.judge if trial in unfinished else self._rungs.remember
+            take_in(trial, shown["progress"], shown["metrics"])
 
     def hear(self, trial: int, measurement: Measurement) -> Stop | None:
         """Take a trial's measurement in; return why it is to be stopped, if it is."""

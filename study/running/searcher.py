@@ -87,7 +87,7 @@ class StudySearcher(Searcher):
         self._size = ErrandSize(spec)
         self._alone: set[int] = set()
         self._packer = Packer(spec)
-        self._judge = Judge(spec, outbox)
+        self._judge = Judge(spec, outbox, record.unfinished)
         self._flatness = Flatness(spec.description.objectives)
         self._constraints = [Constraint.parse(text) for text in spec.description.constraints]
         self._losses, self._bugs = Losses(), EqualBugs(spec.name)

@@ -215,7 +215,9 @@ def compare(table: Table, rule: StopRule, num_seeds: int) -> dict[str, Any]:
             needed[name + label] = [one.updates_until(table, ENOUGH) for one in replays]
     medians = {name: statistics.median(values) for name, values in needed.items()}
     best = min(("random + stopping", "tpe + stopping"), key=lambda name: medians[name])
-    ratios = {name: medians[name + " + stopping"] / medians[other] for name in policies for other in policies}
+    ratios = {
+        f"{name} + stopping / {other}": medians[name + " + stopping"] / medians[other] for name in policies for other in policies
+    }
     return {
         "facts": table.facts(),
         "medians": medians,
@@ -242,7 +244,7 @@ def main() -> None:
         print(f"{name}: {told['facts']}")
         for policy, median in told["medians"].items():
             print(f"  {policy:18} {median:10.0f} updates to {ENOUGH:.0%} of the hypervolume; {told['never'][policy]} seeds never")
-        print(f"  tpe + stopping / random {told['ratio_to_random']:.2f}, / tpe {told['ratio_to_tpe']:.2f}")
+        print("  " + ", ".join(f"{pair} {ratio:.2f}" for pair, ratio in told["ratios"].items()))
 
 
 if __name__ == "__main__":

@@ -264,3 +264,17 @@ def test_a_resumed_study_judges_by_what_earlier_sessions_saw(session, home):
         assert not again.hear(f"a{number}", at_rung(number, 0.2 + number / 10, attempt=2))
     again.suggest("a2")
     assert again.hear("a2", at_rung(2, 0.9))
+
+
+def test_a_verdict_that_a_dying_driver_did_not_note_is_given_again(session, home):
+    searcher, _, _ = session(early_stopping=RULE, max_concurrent=3, **STOPPING)
+    searcher._events.end = None  # dies between the rung and the stop
+    stop_the_third(searcher)
+    assert isinstance(searcher.error, TypeError)
+    again, watcher, _ = session(early_stopping=RULE, max_concurrent=3, num_trials=3, **STOPPING)
+    said = []
+    for number, loss in enumerate((0.2, 0.3, 0.9)):
+        again.suggest(f"a{number}")
+        said.append(again.hear(f"a{number}", at_rung(number, loss, attempt=2)))
+    assert said == [False, False, True]
+    assert [number for number, _ in watcher.stopped] == [2]
