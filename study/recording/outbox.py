@@ -41,8 +41,9 @@ class Event:
 
     Attributes:
         seq: its place in the order of things.
-        kind: session_start, trial_start, measurement, repeat, rung, candidate, trial_end, trial_interrupted, trial_settled or
-            session_end. A trial is settled when it has ended and the record knows: nothing goes on from its files any more.
+        kind: session_start, trial_start, share, measurement, repeat, rung, candidate, trial_end, trial_interrupted,
+            trial_settled or session_end. A trial is settled when it has ended and the record knows: nothing goes on from its
+            files any more.
         trial: number, or None where the event concerns the whole study.
         time_ms: when it happened, milliseconds since 1970.
         data: the rest.

@@ -24,9 +24,9 @@ class Happening(Protocol):
 def keep_books(events: Iterable[Happening]) -> Ledger:
     """Book the time of one trial's attempts that are over.
 
-    An attempt holds its slot from its trial_start to its trial_interrupted or trial_end. Steps are booked when they are heard of,
-    those that were heard of before as repeated. The end of an attempt that was lost, from when it was heard last, is repeated,
-    too, as it must be made again; but what the next attempt brings of it out of a checkpoint is not.
+    An attempt holds its slot, or its share of one, from its trial_start to its trial_interrupted or trial_end. Steps are booked
+    when they are heard of, those that were heard of before as repeated. The end of an attempt that was lost, from when it was
+    heard last, is repeated, too, as it must be made again; but what the next attempt brings of it out of a checkpoint is not.
 
     Args:
         events: of the trial, in order; those of other kinds do not count.
@@ -63,13 +63,12 @@ class _Attempt:
     Attributes:
         heard_ms: when something was heard of it last; at first, when it began.
         cpu_heard: CPU seconds that its worker has reported.
+        shares: of a slot, each with its time: several trials may hold one together, and some leave before others.
         steps: what its steps took, by kind.
-        share: of a slot, where several trials held one together.
     """
 
-    start_ms: int
     heard_ms: int
-    share: float = 1.0
+    shares: list[tuple[int, float]]
     cpu_heard: float = 0.0
     steps: dict[str, _Time] = field(default_factory=dict)
 
@@ -87,7 +86,12 @@ class _Attempt:
 
     @property
     def heard_seconds(self) -> float:
-        return self.share * (self.heard_ms - self.start_ms) / 1000
+        return self._held_seconds(self.heard_ms)
+
+    def _held_seconds(self, until_ms: int) -> float:
+        ends = [*(time_ms for time_ms, _ in self.shares[1:]), until_ms]
+        spans = ((share, min(end_ms, until_ms) - begin_ms) for (begin_ms, share), end_ms in zip(self.shares, ends, strict=True))
+        return sum(share * max(0, span_ms) for share, span_ms in spans) / 1000
 
     def booked(self) -> dict[str, _Time]:
         """What was heard of it, by kind. Steps take no more than there was: the clocks of two hosts may differ."""
@@ -102,7 +106,7 @@ class _Attempt:
 
     def unheard(self, end_ms: int) -> _Time:
         """What went by since it was heard of; the CPU seconds are an estimate."""
-        wall = self.share * max(0, end_ms - self.heard_ms) / 1000
+        wall = max(0.0, self._held_seconds(end_ms) - self.heard_seconds)
         return _Time(wall, wall * (self.rate if self.heard_seconds > 0 else _BUSY_CPUS))
 
 
@@ -125,7 +129,9 @@ class _Books:
     def note(self, event: Happening) -> None:
         attempt = self._attempt
         if event.kind == "trial_start":
-            self._attempt = _Attempt(event.time_ms, event.time_ms, event.data.get("share", 1.0))
+            self._attempt = _Attempt(event.time_ms, [(event.time_ms, event.data.get("share", 1.0))])
+        elif attempt is not None and event.kind == "share":
+            attempt.shares.append((event.time_ms, event.data["share"]))
         elif attempt is not None and event.kind == "measurement":
             self._note_step(attempt, event)
         elif attempt is not None and event.kind == "repeat":

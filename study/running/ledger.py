@@ -87,11 +87,19 @@ class Spent:
         """A slot, or a share of one, is held for a trial from now on."""
         self._begun[trial], self._flops_so_far[trial] = (time.monotonic(), share), 0.0
 
+    def share(self, trial: int, share: float) -> None:
+        """From now on it is another share."""
+        self._close(trial)
+        self._begun[trial] = time.monotonic(), share
+
     def end(self, trial: int) -> None:
         """It no longer is."""
+        self._close(trial)
+        del self._flops_so_far[trial]
+
+    def _close(self, trial: int) -> None:
         begun_s, share = self._begun.pop(trial)
         self._closed_seconds += share * (time.monotonic() - begun_s)
-        del self._flops_so_far[trial]
 
     def hear(self, trial: int, flops: float | None, *, is_known: bool) -> None:
         """An attempt has come to this many operations, in all of the trial.

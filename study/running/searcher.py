@@ -202,7 +202,7 @@ class StudySearcher(Searcher):
         self._hear(trial_id, result or {})
 
     def _hear(self, trial_id: str, result: dict[str, Any]) -> None:
-        now_ms = _now_ms()
+        now_ms, before = _now_ms(), self._errands.out(trial_id)
         for text in result.get("reports", ()):
             report = Report.from_json(text)
             if report.trial in self._errands.out(trial_id) and self.error is None:
@@ -211,6 +211,11 @@ class StudySearcher(Searcher):
                     self._note(self._live[report.trial], report)
                     self._begin_next(trial_id)
         self._events.at_ms = None
+        stay = self._errands.out(trial_id)
+        if stay < before and self.error is None:
+            with self._ours():
+                for number in sorted(stay):
+                    self._events.share(self._live[number], len(stay))
 
     def _note(self, live: LiveTrial, report: Report) -> None:
         number = live.draw.number

@@ -57,6 +57,12 @@ class TrialEvents:
         data = {"params": draw.params, "attempt": draw.attempt, "tags": self._start_tags(draw), "share": share}
         self._put("trial_start", f"start/{draw.attempt}", data, draw.number)
 
+    def share(self, live: LiveTrial, num_together: int) -> None:
+        """Others have left a trial's slot: so many are left who share it."""
+        number, share = live.draw.number, 1 / num_together
+        self.spent.share(number, share)
+        self._put("share", f"share/{live.draw.attempt}/{num_together}", {"share": share}, number)
+
     def _start_tags(self, draw: Draw) -> dict[str, Any]:
         return self._versions | {
             "attempts": str(draw.attempt),

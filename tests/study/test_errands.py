@@ -153,3 +153,15 @@ def test_one_whose_config_cannot_be_made_ends_when_its_turn_comes(session, monke
     assert watcher.failed == [1, 4]
     assert searcher.error is None
     assert searcher.num_unfinished == 0
+
+
+def test_who_stays_in_a_pack_holds_what_those_who_left_held(session, monkeypatch):
+    searcher, _ = session
+    monkeypatch.setattr(searcher._packer, "parcels", lambda drawn, *_: [[drawn.popleft() for _ in range(3)]])
+    searcher.suggest("a")
+    searcher.hear("a", told(1, 2, 3, unfinished=[1, 2, 3]))
+    assert not [key for key in events() if "/share/" in key]
+    searcher.hear("a", told(1, 2, 3, unfinished=[2, 3]))
+    searcher.hear("a", told(2, 3, unfinished=[3]))
+    assert [key for key in events() if "/share/" in key] == ["trial/2/share/1/2", "trial/3/share/1/2", "trial/3/share/1/1"]
+    assert searcher.spent._begun[3][1] == 1.0

@@ -167,6 +167,18 @@ def test_how_busy_it_was_is_told_by_the_next_attempt_that_is_heard():
     assert trial.ledger.cpu_seconds == {"useful": 1.5, "repeated": 2.0, "evaluation": 0.5, "idle": 1.0}
 
 
+def test_who_stays_when_others_leave_holds_more_of_the_slot():
+    trial = Trial()
+    trial.put("trial_start", share=0.25)
+    trial.now_s += 4.0
+    trial.put("share", share=0.5)
+    trial.now_s += 4.0
+    trial.put("share", share=1.0)
+    trial.now_s += 1.0
+    trial.put("trial_end", state="finished", cpu_seconds=0.0)
+    assert trial.ledger.held_seconds == 1.0 + 2.0 + 1.0
+
+
 def test_waiting_is_idle_and_takes_no_cpu():
     trial = Trial()
     trial.start()
