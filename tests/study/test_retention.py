@@ -454,7 +454,7 @@ def test_kills_at_any_instant_of_many_clean_ups_remove_nothing_that_is_on_the_fr
         command = [sys.executable, "-P", "-m", "study.recording.writer", str(desk.folder.path), "1"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
             assert b"ready" in writer.stdout.readline()
-            deadline = time.monotonic() + dice.uniform(0.2, 1.5)
+            deadline = time.monotonic() + dice.uniform(0.02, 0.5)
             while desk.outbox.num_pending() and time.monotonic() < deadline:
                 time.sleep(0.001)
             writer.kill()
