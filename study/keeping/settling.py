@@ -7,7 +7,7 @@ to whoever asks for it, and its bytes go last.
 import logging
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from study.keeping import artifacts
@@ -40,10 +40,10 @@ class EndedRun:
 
     run_id: str
     artifact_uri: str
-    status: str
-    is_deleted: bool
-    tags: dict[str, str]
-    metrics: dict[str, float]
+    status: str = "RUNNING"
+    is_deleted: bool = False
+    tags: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: "Run") -> Self:

@@ -68,6 +68,10 @@ class BulkInsert:
         """Where MLflow puts a run's files."""
         return str(append_to_uri_path(self._artifacts, run_id, self._store.ARTIFACTS_FOLDER_NAME))  # type: ignore[no-untyped-call]
 
+    def close(self) -> None:
+        """Close the store's connections."""
+        self._store.engine.dispose()
+
     def insert(self, runs: Sequence[WholeRun]) -> None:
         """Write all of them, or none.
 

@@ -125,6 +125,11 @@ class StudyWriter:
             self._outbox.mark_delivered(chunk[-1].seq)
         return len(events)
 
+    def close(self) -> None:
+        """Close a database of MLflow's that is in this process: SQLite leaves no log beside it then."""
+        if self._bulk is not None:
+            self._bulk.close()
+
     def _is_new(self, trial: int) -> bool:
         return self._bulk is not None and trial not in self._runs and self._find_run(trial) is None
 
@@ -149,9 +154,7 @@ class StudyWriter:
         run_id = bulk.new_id(self._study_id, trial)
         place = bulk.artifact_uri(run_id)
         self._starts[trial] = events[0].time_ms
-        made = self._made[trial] = EndedRun(
-            run_id=run_id, artifact_uri=place, status="RUNNING", is_deleted=False, tags={}, metrics={}
-        )
+        made = self._made[trial] = EndedRun(run_id=run_id, artifact_uri=place)
         writes, end = RunWrites(self._client, run_id), next(event for event in events if event.kind == "trial_end")
         for event in events:
             if event.kind in ("trial_start", "measurement"):

@@ -54,6 +54,8 @@ def main(folder: Path, session: int) -> int:
             _tell(error=refusal)
             return 2
         _serve(carrier, outbox, session)
+        carrier.close()
+        outbox.close()
     return 0
 
 
@@ -124,6 +126,11 @@ class _Carrier:
             return True
         self._get_on()
         return num_delivered > 0
+
+    def close(self) -> None:
+        """Leave MLflow."""
+        if self._writer is not None:
+            self._writer.close()
 
     def _get_on(self) -> None:
         if self._is_told:
