@@ -2,12 +2,14 @@
 
 Without `data_dir` the images are scikit-learn's digits; with it, the IDX files in that folder:
 `study launch mnist_narrowing:cpu --set data_dir=FOLDER ...`. On a cluster all nodes must see the folder.
+`--set ways=random,distillation` searches these alone.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.space import StudySpace
+from trainables.laws import require
 
 if TYPE_CHECKING:
     import optuna
@@ -28,14 +30,14 @@ _OWN: dict[str, dict[str, Any]] = {
 """The methods, and what each has beside its size and learning rate: the paper's values."""
 
 
-def tiny(data_dir: str | None = None) -> StudySpace:
+def tiny(data_dir: str | None = None, ways: str | None = None) -> StudySpace:
     """Two small networks of the digits: a trial takes a second, for tests and a first look."""
     teacher = {"widths": [24, 24], "epochs": 10, "batch_size": 64, "dropout": 0.0, "learning_rate": 5e-3}
     fixed = {"target_accuracy": 0.85, "samples_per_check": 320, "samples_budget": 4800, "checks_per_step": 5, "num_seeds": 2}
-    return _space(data_dir, {"teacher": teacher, **fixed}, sizes=(8, 48), num_trials=8)
+    return _space(data_dir, ways, {"teacher": teacher, **fixed}, sizes=(8, 48), num_trials=8)
 
 
-def cpu(data_dir: str | None = None) -> StudySpace:
+def cpu(data_dir: str | None = None, ways: str | None = None) -> StudySpace:
     """Narrow networks of 20 to 400 neurons, cut from 400 or trained: minutes on two cores."""
     if data_dir is None:
         teacher = {"widths": [200, 200], "epochs": 40, "batch_size": 64}
@@ -43,18 +45,19 @@ def cpu(data_dir: str | None = None) -> StudySpace:
     else:  # more images: fewer epochs, and as few checks as the paper makes, for each reads thousands
         teacher, fixed = {"widths": [200, 200], "epochs": 5}, {}
     first = _first_trials(neurons=80, learning_rate=3e-3)
-    return _space(data_dir, {"teacher": teacher, **fixed}, sizes=(20, 400), num_trials=100, first_trials=first)
+    return _space(data_dir, ways, {"teacher": teacher, **fixed}, sizes=(20, 400), num_trials=100, first_trials=first)
 
 
-def paper(data_dir: str | None = None) -> StudySpace:
+def paper(data_dir: str | None = None, ways: str | None = None) -> StudySpace:
     """The paper's teacher, sizes and budget (Fig 4), the sweep the same for all methods; for a GPU cluster, with data_dir."""
     fixed = {"samples_per_check": 1792, "samples_budget": 50_000, "num_seeds": 10}
     first = [trial for neurons in (100, 400, 1200) for trial in _first_trials(neurons=neurons, learning_rate=1e-3)]
-    return _space(data_dir, fixed, sizes=(24, 2400), num_trials=240, first_trials=first, num_gpus=0.25)
+    return _space(data_dir, ways, fixed, sizes=(24, 2400), num_trials=240, first_trials=first, num_gpus=0.25)
 
 
 def _space(
     data_dir: str | None,
+    ways: str | None,
     fixed: dict[str, Any],
     *,
     sizes: tuple[int, int],
@@ -62,11 +65,12 @@ def _space(
     first_trials: list[dict[str, Any]] | None = None,
     num_gpus: float = 0,
 ) -> StudySpace:
-    """Search all ways to sizes between two; a lasso run's smallest good network stands for it in the search."""
+    """Search ways to sizes between two; a lasso run's smallest good network stands for it in the search."""
+    methods = _chosen(ways)
     folder = None if data_dir is None else str(Path(str(data_dir)).expanduser().absolute())
 
     def suggest(trial: "optuna.Trial") -> dict[str, Any]:
-        method = trial.suggest_categorical("method", list(_OWN))
+        method = trial.suggest_categorical("method", methods)
         return fixed | _suggest_own(trial, method) | {
             "data_dir": folder,
             "method": method,
@@ -83,10 +87,18 @@ def _space(
         at_rungs=_AT_RUNGS,
         log_scale=_LOG_SCALE,
         color_by="method",
-        first_trials=tuple(first_trials or ()),
+        first_trials=tuple(first for first in first_trials or () if first["method"] in methods),
         num_trials=num_trials,
         num_gpus=num_gpus,
     )
+
+
+def _chosen(ways: str | None) -> list[str]:
+    """The methods that are named, with commas; all of them by default."""
+    named = list(_OWN) if ways is None else [way.strip() for way in str(ways).split(",")]
+    known, unknown = ", ".join(_OWN), [way for way in named if way not in _OWN]
+    require(not unknown and len(set(named)) == len(named), f"ways must be some of {known}", ways, "name each once, with commas")
+    return named
 
 
 def _suggest_own(trial: "optuna.Trial", method: str) -> dict[str, Any]:

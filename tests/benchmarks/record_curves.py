@@ -52,9 +52,9 @@ def cmsp() -> StudySpace:
     )
 
 
-def digits() -> StudySpace:
+def digits(ways: str | None = None) -> StudySpace:
     """`mnist_narrowing:cpu`, with a measurement each 256 images."""
-    space = mnist_narrowing.cpu()
+    space = mnist_narrowing.cpu(ways=ways)
 
     def suggest(trial: "optuna.Trial") -> dict[str, Any]:
         return {**space.suggest(trial), "checks_per_step": 2}
@@ -62,7 +62,7 @@ def digits() -> StudySpace:
     return dataclasses.replace(space, suggest=suggest)
 
 
-SPACES: dict[str, Callable[[], StudySpace]] = {"cmsp": cmsp, "digits": digits}
+SPACES: dict[str, Callable[..., StudySpace]] = {"cmsp": cmsp, "digits": digits}
 
 
 def updates_of(experiment: Any) -> int:

@@ -1,6 +1,6 @@
 """How many updates does a search need that stops trials early, beside one that does not?
 
-    python tests/benchmarks/search_quality.py [cmsp digits] [--seeds 20] [--stopping moasha] [--json]
+    python tests/benchmarks/search_quality.py [cmsp digits digits_with_lasso] [--seeds 20] [--stopping moasha] [--json]
 
 Replays recorded learning curves (`record_curves.py`): a table of random draws of a space, each trained to its end. A policy takes
 trials from the table, each once, for four workers; a worker makes a trial's next measurement as soon as it has made the one
@@ -8,6 +8,9 @@ before, and an update takes as long in every trial. What counts is the updates o
 finished, feasible trials is 95 % of the whole table's, from one reference point. A policy that never gets there counts as
 infinite. `random` takes trials in random order; `tpe` asks the study's TPE sampler and takes the trial nearest to what it draws
 that has not been run: stopped trials are told to it as stopped.
+
+`digits` are the five ways that cut first or begin small; `digits_with_lasso` are all of the table, with the group lasso, which
+narrows while it trains: what its runs show at a rung tells little of their ends.
 """
 
 import argparse
@@ -29,6 +32,12 @@ from study.fronts.hypervolume import hypervolume_over_time, reference_point
 from study.running.rungs import Rungs, Stop, StopRule
 from study.running.samplers_by_name import STOPPED
 
+TABLES = {
+    "cmsp": ("cmsp", None),
+    "digits": ("digits", "attribution,weight_norm,random,distillation,from_scratch"),
+    "digits_with_lasso": ("digits", None),
+}
+"""Which curves, and of the digits which ways."""
 FOLDER = Path(__file__).parent / "curves"
 NUM_WORKERS = 4
 ENOUGH = 0.95
@@ -48,15 +57,19 @@ class Table:
     """The recorded trials of one space."""
 
     def __init__(self, name: str) -> None:
-        table = pq.read_table(FOLDER / f"{name}.parquet")
+        self.curves_of, self.ways = TABLES[name]
+        table = pq.read_table(FOLDER / f"{self.curves_of}.parquet")
         about = json.loads(table.schema.metadata[b"curves"])
-        self.name, self.params = name, about["params"]
+        self.params = about["params"]
         self.objectives, self.at_rungs = about["objectives"], about["at_rungs"]
         self.constraints = [Constraint.parse(text) for text in about["constraints"]]
         self.curves: list[list[Shown]] = [[] for _ in self.params]
         for row in table.to_pylist():
             metrics = {key: value for key, value in row.items() if key not in ("trial", "updates", "progress")}
             self.curves[row["trial"]].append(Shown(row["updates"], row["progress"], metrics))
+        if self.ways is not None:
+            taken = [trial for trial, params in enumerate(self.params) if params["method"] in self.ways.split(",")]
+            self.params, self.curves = [self.params[trial] for trial in taken], [self.curves[trial] for trial in taken]
         signs = np.array([1.0 if goal == "min" else -1.0 for goal in self.objectives.values()])
         last = [curve[-1].metrics for curve in self.curves]
         self.costs = signs * np.array([[metrics[name] for name in self.objectives] for metrics in last])
@@ -101,7 +114,8 @@ class ByTpe:
         from record_curves import SPACES
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._table, self._seed, self._suggest = table, seed, SPACES[table.name]().suggest
+        own = {} if table.ways is None else {"ways": table.ways}
+        self._table, self._seed, self._suggest = table, seed, SPACES[table.curves_of](**own).suggest
         directions = ["minimize" if goal == "min" else "maximize" for goal in table.objectives.values()]
         self._study = optuna.create_study(directions=directions)
         self._left = list(range(len(table.curves)))
@@ -231,7 +245,7 @@ def compare(table: Table, rule: StopRule, num_seeds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=["cmsp", "digits"])
+    parser.add_argument("names", nargs="*", default=list(TABLES))
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--stopping", default="moasha")
     parser.add_argument("--json", action="store_true")
